@@ -1,0 +1,1 @@
+"""Ground floor: score store, manifest, selection, FAISS index, errors. Knows no torch."""

@@ -1,0 +1,188 @@
+"""Turns a settings dataclass into a typer command. For the ``cli`` modules only.
+
+A setting is declared once, as a field ``name: Annotated[type, "help"] = default`` of a frozen dataclass. From it come
+the option ``--name``, its help and its type check; a value for it in the command's section of ``params.yaml`` in the
+current folder stands in for the default. The command line wins over params.yaml, params.yaml over the default.
+"""
+
+import dataclasses
+import inspect
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Generic, Protocol, TypeVar, get_args, get_type_hints
+
+import typer
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from storage.errors import DFSSError, SettingsError
+
+PARAMS_FILE = Path("params.yaml")
+SettingsT = TypeVar("SettingsT")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command(Generic[SettingsT]):
+    """One console script: ``Command(...)()`` parses ``sys.argv``, runs, and exits."""
+
+    name: str
+    settings: type[SettingsT]
+    section: str
+    """Section of params.yaml that holds this command's values."""
+    run: Callable[[SettingsT], None]
+    help: str
+    example: str
+    flags: Mapping[str, tuple[Callable[[], None], str]] = dataclasses.field(default_factory=dict)
+    """Options that do one thing and end, like ``--list-corpora``: name -> (action, help)."""
+
+    def __call__(self, argv: list[str] | None = None) -> None:
+        """Run with ``argv`` (default: the process's own). Raises SystemExit with the exit code."""
+        logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+        app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        app.command(help=f"{self.help}\n\nExample: {self.example}")(self._callback())
+        try:
+            app(args=argv, prog_name=self.name, default_map=self._defaults())
+        except DFSSError as error:
+            self._fail(str(error), error.exit_code)
+        except OSError as error:  # a full disk, a read-only folder: the machine's trouble, not a bug
+            self._fail(str(error), 1)
+        except KeyboardInterrupt:
+            self._fail("interrupted; run the same command again to continue", 130)
+
+    def _fail(self, message: str, code: int) -> None:
+        sys.stderr.write(f"{self.name}: error: {' '.join(message.split())}\n")
+        raise SystemExit(code)
+
+    def _callback(self) -> Callable[..., None]:
+        def callback(**options: Any) -> None:
+            self.run(self.settings(**{name: value for name, value in options.items() if name not in self.flags}))
+
+        parameters = [_parameter(field, hint) for field, hint in _fields(self.settings)]
+        parameters += [_flag(name, action, text) for name, (action, text) in self.flags.items()]
+        callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        callback.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return callback
+
+    def _defaults(self) -> dict[str, Any]:
+        known = {field.name for field, _ in _fields(self.settings)}
+        given = read_section(PARAMS_FILE, self.section)
+        if unknown := sorted(set(given) - known):
+            raise SettingsError(
+                f"{PARAMS_FILE}: {self.section}.{unknown[0]} is no setting of {self.name}; "
+                f"it knows {', '.join(sorted(known))}"
+            )
+        return given
+
+
+def read_section(path: Path, section: str) -> dict[str, Any]:
+    """Read one section of a YAML file; {} where the file or the section is absent."""
+    if not path.is_file():
+        return {}
+    try:
+        document = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not valid YAML: {error}") from error
+    values = document.get(section) if isinstance(document, dict) else None
+    if values is not None and not isinstance(values, dict):
+        raise SettingsError(f"{path}: {section} must map settings to values")
+    return {name: value for name, value in (values or {}).items() if value is not None}
+
+
+def _fields(settings: type[Any]) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
+    hints = get_type_hints(settings, include_extras=True)
+    for field in dataclasses.fields(settings):
+        yield field, hints[field.name]
+
+
+def _parameter(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
+    kind: Any = get_args(hint)[0]
+    text = get_args(hint)[1]
+    default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
+    option = typer.Option(help=text, show_default=default is not None)
+    return inspect.Parameter(
+        field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
+    )
+
+
+def _flag(name: str, action: Callable[[], None], text: str) -> inspect.Parameter:
+    def act(value: bool) -> None:
+        if value:
+            action()
+            raise typer.Exit
+
+    option = typer.Option(f"--{name.replace('_', '-')}", help=text, callback=act, is_eager=True)
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, option])
+
+
+class Step(Protocol):
+    """One report of a long task: how far it is, and a few words."""
+
+    @property
+    def done(self) -> int:
+        """Units finished, those of earlier runs among them."""
+        ...
+
+    @property
+    def total(self) -> int:
+        """Units in all."""
+        ...
+
+    @property
+    def note(self) -> str:
+        """A few words to show beside the bar."""
+        ...
+
+
+StepT = TypeVar("StepT", bound=Step)
+
+
+def track(steps: Iterable[StepT], *, title: str, unit: str, every: float = 10.0) -> Iterator[StepT]:
+    """Pass ``steps`` on while showing a progress bar, or plain lines ``every`` seconds where there is no terminal."""
+    console = Console(stderr=True)
+    yield from _bar(steps, console, title, unit) if console.is_terminal else _lines(steps, title, unit, every)
+
+
+def _bar(steps: Iterable[StepT], console: Console, title: str, unit: str) -> Iterator[StepT]:
+    columns = (
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+    )  # fmt: skip
+    meter = _Meter()
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(title, total=None, rate="", note="")
+        for step in steps:
+            rate = f"{meter.rate(step):.1f} {unit}/s"
+            progress.update(task, completed=step.done, total=step.total, rate=rate, note=step.note)
+            yield step
+
+
+def _lines(steps: Iterable[StepT], title: str, unit: str, every: float) -> Iterator[StepT]:
+    meter, last = _Meter(), time.monotonic()
+    for step in steps:
+        rate, now = meter.rate(step), time.monotonic()
+        if now - last >= every or step.done == step.total:
+            left = (step.total - step.done) / rate if rate > 0 else float("nan")
+            text = f"{title} {step.done}/{step.total} {unit}, {rate:.1f} {unit}/s, {left:.0f} s left"
+            sys.stderr.write(f"{text}{', ' if step.note else ''}{step.note}\n")
+            sys.stderr.flush()
+            last = now
+        yield step
+
+
+class _Meter:
+    """Rate of what this process did: what an earlier run had done already does not count."""
+
+    def __init__(self) -> None:
+        self.start: tuple[float, int] | None = None
+
+    def rate(self, step: Step) -> float:
+        """Units a second since the first report."""
+        now = time.monotonic()
+        if self.start is None:
+            self.start = (now, step.done)
+        seconds, done = now - self.start[0], step.done - self.start[1]
+        return done / seconds if seconds > 0 else 0.0

@@ -1,0 +1,46 @@
+"""Errors that a user can act on. Each says what is wrong, where, and what to do next, in one line.
+
+Every class also subclasses the builtin that a Python programmer would catch, so library users need not know ours.
+Commands turn any :class:`DFSSError` into one line on stderr and its ``exit_code``; any other exception is a bug of
+ours.
+"""
+
+
+class DFSSError(Exception):
+    """Base of all errors of this project."""
+
+    exit_code = 1
+
+
+class SettingsError(DFSSError, ValueError):
+    """An option has a value that cannot be used."""
+
+    exit_code = 2
+
+
+class CorpusError(DFSSError, FileNotFoundError):
+    """A corpus, or an image that its manifest lists, is not there or cannot be listed."""
+
+
+class ImageError(DFSSError, ValueError):
+    """The bytes of one image cannot be decoded. Recorded with the image's row; never stops a run."""
+
+
+class RejectedImageError(ImageError):
+    """The image decodes but cannot be used, for instance because it is too small."""
+
+
+class ModelError(DFSSError, ValueError):
+    """A model file cannot be read, rebuilt, or used for what was asked."""
+
+
+class StoreError(DFSSError, ValueError):
+    """A score store is missing, incomplete, busy, or was made with other settings."""
+
+
+class SelectionError(DFSSError, ValueError):
+    """A selection file is missing, malformed, or belongs to other scores."""
+
+
+class DataError(DFSSError, ValueError):
+    """Labelled data for training or evaluation is missing or does not fit the model."""

@@ -1,0 +1,253 @@
+"""The score store: what stage one measured, one row per image of a corpus, in a Zarr v3 group (docs/artifacts.md).
+
+One work unit is one whole Zarr shard of every array and has one writer. A unit's ``status`` is written last: it is the
+commit. A unit that was interrupted is done again from the start and gives the same bytes.
+
+Shapes: N images, L monitored layers, D embedding numbers, S rows per shard.
+"""
+
+import dataclasses
+import fcntl
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from storage.errors import StoreError
+from storage.files import publish
+from storage.manifest import Manifest
+
+SCHEMA_VERSION = 1
+PENDING, SCORED, UNREADABLE, REJECTED = range(4)
+INNER_CHUNK = 256
+
+Attributes = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ShardScores:
+    """Everything about the rows of one work unit."""
+
+    status: NDArray[np.uint8]
+    """[S]"""
+    error: list[str]
+    """[S], empty for scored rows."""
+    distance: NDArray[np.float32]
+    """[S], NaN where not scored."""
+    layer_distance: NDArray[np.float32]
+    """[S, L, 2]: mean part and variance part."""
+    embedding: NDArray[np.float16]
+    """[S, D]"""
+    entropy: NDArray[np.float32] | None
+    """[S] nats per pixel, where asked for."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ScoreStore:
+    """An open store. Make one by :func:`create_store` or :func:`open_store`."""
+
+    path: Path
+    group: zarr.Group
+
+    def __len__(self) -> int:
+        """N."""
+        return int(self._array("status").shape[0])
+
+    @property
+    def attributes(self) -> Attributes:
+        """Settings that the scores depend on, and whether they are all there."""
+        return dict(self.group.attrs)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every row is accounted for and the diversity index is built."""
+        return bool(self.group.attrs["complete"])
+
+    def units(self) -> list[range]:
+        """The rows of each work unit."""
+        size = int(self.attributes["shard_size"])
+        return [range(start, min(start + size, len(self))) for start in range(0, len(self), size)]
+
+    def pending_units(self) -> list[range]:
+        """Work units that have no commit yet."""
+        status = self.status()
+        return [rows for rows in self.units() if (status[rows.start : rows.stop] == PENDING).any()]
+
+    def status(self) -> NDArray[np.uint8]:
+        """[N]"""
+        return self.column("status")
+
+    def column(self, name: str) -> NDArray[Any]:
+        """A whole array: ``distance``, ``embedding``, ``diversity/cell``, ... Raises StoreError where there is none."""
+        return np.asarray(self._array(name)[:])
+
+    def has(self, name: str) -> bool:
+        """Whether the store keeps this array."""
+        return name in self.group
+
+    def _array(self, name: str) -> zarr.Array[Any]:
+        if name not in self.group:
+            raise StoreError(f"{self.path} has no {name!r}; score the corpus anew with dfss-score --overwrite")
+        array = self.group[name]
+        assert isinstance(array, zarr.Array)
+        return array
+
+    def manifest(self) -> Manifest:
+        """The corpus's table of images, as it was listed."""
+        return Manifest(
+            keys=[str(key) for key in self.column("key")],
+            sources=tuple(self.attributes["corpus"]["sources"]),
+            source=self.column("manifest/source"),
+            offset=self.column("manifest/offset"),
+            size=self.column("manifest/size"),
+        )
+
+    def errors(self) -> dict[int, str]:
+        """Row -> error text, for the rows that were not scored."""
+        failed = np.flatnonzero(np.isin(self.status(), (UNREADABLE, REJECTED)))
+        texts = self.column("error")
+        return {int(row): str(texts[row]) for row in failed}
+
+    def write_unit(self, rows: range, scores: ShardScores) -> None:
+        """Write one work unit; its status, the commit, last."""
+        where = slice(rows.start, rows.stop)
+        values = {field.name: getattr(scores, field.name) for field in dataclasses.fields(scores)}
+        for name, value in values.items():
+            if name != "status" and value is not None:
+                self._array(name)[where] = np.asarray(value, dtype=object) if name == "error" else value
+        self._array("status")[where] = scores.status
+
+    def reopen_failed(self) -> None:
+        """Take back the commit of every unit that holds an unreadable or rejected image."""
+        self.set_complete(False)
+        status = self.status()
+        for rows in self.units():
+            if np.isin(status[rows.start : rows.stop], (UNREADABLE, REJECTED)).any():
+                self._array("status")[rows.start : rows.stop] = PENDING
+
+    def write_diversity(
+        self, centroids: NDArray[np.float32], cell: NDArray[np.int32], index: NDArray[np.uint8]
+    ) -> None:
+        """Write centroids [K, D], the cell of each row [N] (-1 where not scored) and the serialised FAISS index."""
+        if "diversity" in self.group:
+            del self.group["diversity"]
+        diversity = self.group.create_group("diversity")
+        rows = int(self.attributes["shard_size"])
+        diversity.create_array("centroids", data=centroids)
+        diversity.create_array("cell", data=cell, chunks=(max(rows, 65536),), fill_value=-1)
+        diversity.create_array("index", data=index, chunks=(1 << 26,))
+
+    def set_complete(self, complete: bool) -> None:
+        """The final commit, or its withdrawal."""
+        self.group.attrs["complete"] = complete
+
+
+def create_store(path: Path, manifest: Manifest, attributes: Attributes, *, entropy: bool) -> ScoreStore:
+    """Make an empty store, whole or not at all; one that is there is replaced.
+
+    ``attributes`` holds the settings; ``shard_size``, ``layers`` and ``embedding`` among them fix the shapes.
+    """
+    with publish(path) as partial:
+        group = zarr.create_group(partial, zarr_format=3, attributes={**attributes, "complete": False})
+        _create_arrays(group, len(manifest), attributes, entropy=entropy)
+        group["key"][:] = np.asarray(manifest.keys, dtype=object)  # type: ignore[index]
+        listing = group.create_group("manifest")
+        for name in ("source", "offset", "size"):
+            listing.create_array(name, data=getattr(manifest, name), chunks=(1 << 16,))
+    return ScoreStore(path, zarr.open_group(path, mode="r+"))
+
+
+def _create_arrays(group: zarr.Group, count: int, attributes: Attributes, *, entropy: bool) -> None:
+    rows = int(attributes["shard_size"])
+    layers, numbers = len(attributes["layers"]), int(attributes["embedding"]["size"])
+    # Readers may want a few rows of a large shard; a size that does not divide has to be one chunk.
+    inner = INNER_CHUNK if rows % INNER_CHUNK == 0 else rows
+    columns: dict[str, tuple[Any, tuple[int, ...], Any]] = {
+        "key": (str, (), ""),
+        "distance": ("float32", (), np.nan),
+        "layer_distance": ("float32", (layers, 2), np.nan),
+        "embedding": ("float16", (numbers,), 0),
+        "status": ("uint8", (), PENDING),
+        "error": (str, (), ""),
+    }
+    if entropy:
+        columns["entropy"] = ("float32", (), np.nan)
+    for name, (dtype, tail, fill) in columns.items():
+        group.create_array(
+            name, shape=(count, *tail), dtype=dtype, chunks=(inner, *tail), shards=(rows, *tail), fill_value=fill
+        )
+
+
+def open_store(path: Path, *, writable: bool = False) -> ScoreStore:
+    """Open a store. Raises StoreError where there is none, or one of another schema."""
+    if not path.exists():
+        raise StoreError(f"no scores in {path}; run dfss-score --out {path} first")
+    try:
+        group = zarr.open_group(path, mode="r+" if writable else "r", zarr_format=3)
+    except (FileNotFoundError, ValueError, KeyError) as error:
+        raise StoreError(f"{path} is not a score store ({error}); run dfss-score with another --out") from error
+    version = group.attrs.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise StoreError(
+            f"{path} has score schema {version}, this is {SCHEMA_VERSION}; score it anew with dfss-score --overwrite"
+        )
+    return ScoreStore(path, group)
+
+
+def open_complete(path: Path) -> ScoreStore:
+    """Open a store for reading its scores. Raises StoreError where some are still missing."""
+    store = open_store(path)
+    if not store.complete:
+        done = int((store.status() != PENDING).sum())
+        raise StoreError(f"{path} is not complete ({done} of {len(store)} rows); run dfss-score again to finish it")
+    return store
+
+
+def settings_difference(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
+    """Name the first setting in which a store and a run differ, None where they agree."""
+    for name in sorted(wanted):
+        if held.get(name) != wanted[name]:
+            return _describe(name, held.get(name), wanted[name])
+    return None
+
+
+def _describe(name: str, held: Any, wanted: Any) -> str:
+    if isinstance(held, Mapping) and isinstance(wanted, Mapping):
+        for part in sorted(held.keys() | wanted.keys()):
+            if held.get(part) != wanted.get(part):
+                return _describe(f"{name} {part}", held.get(part), wanted.get(part))
+    return f"{name} is {_short(held)} there and {_short(wanted)} now"
+
+
+def _short(value: Any) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return text if len(text) <= 60 else f"{text[:40]}... ({len(text)} characters)"
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold a store's folder for writing. The claim is the kernel's, so it ends with the process, however that ends.
+
+    Raises:
+        StoreError: another process holds it.
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreError(f"another run is writing {path}; wait for it to end, or give another --out") from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def sweep(path: Path) -> None:
+    """Remove the temporary files that a killed writer left in a store. Only for the one who holds it."""
+    for leftover in path.rglob("*.partial"):
+        leftover.unlink(missing_ok=True)
