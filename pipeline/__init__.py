@@ -1,0 +1,1 @@
+"""Stage one: corpora, decoding, teacher and its BatchNorm statistics, scores, ADS. Imports storage."""

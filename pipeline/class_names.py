@@ -1,0 +1,32 @@
+"""Names of the classes of labelled data: ``classes.txt``, or a list on the command line."""
+
+from pathlib import Path
+
+from storage.errors import SettingsError
+
+VOID = 255
+"""Label of pixels that belong to no class."""
+
+
+def find_class_names(root: str | Path) -> tuple[str, ...] | None:
+    """Class names of ``classes.txt`` in the folder or the one above; None where there is none."""
+    for folder in (Path(root), Path(root).parent):
+        if (folder / "classes.txt").is_file():
+            return read_class_names(str(folder / "classes.txt"))
+    return None
+
+
+def read_class_names(text: str) -> tuple[str, ...]:
+    """Parse ``road,car,tree``, or a file with one name or ``id name`` a line (255 is void and left out)."""
+    if not Path(text).is_file():
+        names = tuple(name.strip() for name in text.split(","))
+        if len(names) < 2 or not all(names):
+            raise SettingsError(f"--class-names {text!r} is neither a file nor names separated by commas")
+        return names
+    rows = [line.split(maxsplit=1) for line in Path(text).read_text().splitlines() if line.strip()]
+    if not all(row[0].isdigit() and len(row) == 2 for row in rows):
+        return tuple(" ".join(row) for row in rows)
+    ids = [int(row[0]) for row in rows if int(row[0]) != VOID]
+    if ids != list(range(len(ids))):
+        raise SettingsError(f"{text}: class ids must count up from 0, they are {ids}")
+    return tuple(row[1] for row in rows if int(row[0]) != VOID)
