@@ -101,7 +101,7 @@ class ScoreStore:
         """The corpus's table of images, as it was listed."""
         return Manifest(
             keys=[str(key) for key in self.column("key")],
-            sources=tuple(self.attributes["corpus"]["sources"]),
+            sources=tuple(self.attributes["sources"]),
             source=self.column("manifest/source"),
             offset=self.column("manifest/offset"),
             size=self.column("manifest/size"),
@@ -209,8 +209,8 @@ def open_complete(path: Path) -> ScoreStore:
 
 
 def settings_difference(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
-    """Name the first setting in which a store and a run differ, None where they agree."""
-    for name in sorted(wanted):
+    """Name the first of the wanted settings that a store does not agree with, None where it agrees with all."""
+    for name in wanted:
         if held.get(name) != wanted[name]:
             return _describe(name, held.get(name), wanted[name])
     return None

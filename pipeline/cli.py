@@ -1,0 +1,111 @@
+"""``dfss-score``, ``dfss-select``, ``dfss-import`` and ``dfss-world``: parse, call one function, show what it found."""
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.settings import ImportSettings, ScoreSettings, SelectSettings, WorldSettings
+from storage.commandline import Command, track
+
+
+def _score(settings: ScoreSettings) -> None:
+    from pipeline.scoring import Scoring
+
+    scoring = Scoring(settings)
+    for _ in track(scoring.run(), title="scoring", unit="images"):
+        pass
+    summary = scoring.summary
+    assert summary is not None  # run() has ended
+    done = " (complete already, nothing to do)" if summary.already_complete else ""
+    total = summary.scored + summary.unreadable + summary.rejected
+    _say(
+        f"{summary.path}: {total} images{done}: {summary.scored} scored, {summary.unreadable} unreadable, "
+        f"{summary.rejected} rejected"
+    )
+    for key, error in summary.first_errors:
+        _say(f"  {key}: {error}")
+    if summary.quantiles:
+        _say("distance: " + ", ".join(f"{100 * q:g} % {value:.3f}" for q, value in summary.quantiles.items()))
+    timing = summary.timing
+    _say(f"seconds: {timing.reading:.1f} reading, {timing.inferring:.1f} inferring, {timing.writing:.1f} writing")
+
+
+def _list_corpora() -> None:
+    from pipeline.catalogue import catalogue
+
+    table = Table("name", "what", "images", "expected below its root", "root from")
+    for entry in catalogue():
+        table.add_row(entry.name, entry.title, f"{entry.images:,}", " or ".join(entry.layouts), entry.variables[0])
+    Console().print(table)
+
+
+def _select(settings: SelectSettings) -> None:
+    from pipeline.selecting import select
+
+    path, selection = select(settings)
+    distances = selection.table["distance"]
+    _say(
+        f"{path}: {len(selection)} images by {settings.strategy}, distance {distances.min():.3f} to "
+        f"{distances.max():.3f} (median {distances.median():.3f}), from {selection.table['cell'].nunique()} cells"
+    )
+
+
+def _import(settings: ImportSettings) -> None:
+    from pipeline.importing import import_weights
+
+    spec = import_weights(settings)
+    height, width = spec.image_size
+    _say(f"{settings.out}: {spec.builder}, {spec.num_classes} classes, {height}x{width} pixels")
+
+
+def _make_world(settings: WorldSettings) -> None:
+    from pathlib import Path
+
+    from pipeline.world import make_world as run
+
+    run(Path(settings.out), settings=settings)
+    _say(
+        f"{settings.out}: {settings.private} private and {settings.validation} validation scenes, "
+        f"{settings.wild} wild images"
+    )
+
+
+def _say(text: str) -> None:
+    Console().print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+score = Command(
+    name="dfss-score",
+    settings=ScoreSettings,
+    section="score",
+    run=_score,
+    help="Stage one: measure how far every image of a corpus lies from the teacher's BatchNorm statistics.",
+    example="dfss-score --corpus imagenet --teacher teacher.safetensors --out scores.zarr",
+    flags={"list_corpora": (_list_corpora, "Show the catalogue and end")},
+)
+select_images = Command(
+    name="dfss-select",
+    settings=SelectSettings,
+    section="select",
+    run=_select,
+    help="ADS: choose close and diverse images. The first k rows are the selection for budget k.",
+    example="dfss-select --shards scores.zarr --budget 20000",
+)
+import_model = Command(
+    name="dfss-import",
+    settings=ImportSettings,
+    section="import",
+    run=_import,
+    help="Make a model file from weights that come from elsewhere.",
+    example=(
+        "dfss-import --builder torchvision:deeplabv3_resnet50 --weights voc.pth --num-classes 21 "
+        "--image-size 520x520 --out teacher.safetensors"
+    ),
+)
+make_world = Command(
+    name="dfss-world",
+    settings=WorldSettings,
+    section="world",
+    run=_make_world,
+    help="Draw a small world of scenes to try DFSS with: private labelled scenes, a validation split, wild images.",
+    example="dfss-world --out data/world",
+)

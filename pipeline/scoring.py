@@ -1,0 +1,314 @@
+"""Stage one: stream a corpus through the teacher and keep every image's distance, embedding and fate.
+
+Reader, scorer and writer: batches of decoded images come from a thread pool, the scorer measures them in one forward
+pass, and each whole work unit goes to the store. Every image ends as scored, unreadable or rejected.
+
+Shapes: N images of a batch, S rows of a work unit, L monitored layers, D embedding numbers.
+"""
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.corpora import Corpus, ImageReader, list_images, resolve_corpus
+from pipeline.decoding import Decoder
+from pipeline.devices import pick_device
+from pipeline.distances import distance, layer_distances, standard_scores
+from pipeline.embedding import Embedder
+from pipeline.loading import ImageBatch, load_batches, split
+from pipeline.models import Segmenter, fingerprint, load_model
+from pipeline.settings import DistanceKind, ScoreSettings
+from pipeline.statistics import BatchNormLayer, choose_layers, find_layers, measure, record_bn_statistics
+from storage.errors import StoreError
+from storage.index import build_index
+from storage.manifest import Manifest
+from storage.scores import (
+    REJECTED,
+    SCHEMA_VERSION,
+    SCORED,
+    UNREADABLE,
+    Attributes,
+    ScoreStore,
+    ShardScores,
+    create_store,
+    exclusive,
+    open_store,
+    settings_difference,
+    sweep,
+)
+
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BatchScores:
+    """What one forward pass says of N images, on the CPU."""
+
+    layer_distance_NL2: NDArray[np.float32]
+    distance_N: NDArray[np.float32]
+    embedding_ND: NDArray[np.float16]
+    entropy_N: NDArray[np.float32] | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scorer:
+    """Images in, distances and embeddings out."""
+
+    teacher: Segmenter
+    layers: list[BatchNormLayer]
+    kind: DistanceKind
+    embedder: Embedder
+    entropy: bool
+    precision: str
+
+    @torch.inference_mode()
+    def __call__(self, images_NHW3: NDArray[np.uint8]) -> BatchScores:
+        """Measure uint8 RGB images, [N, H, W, 3]. A row does not depend on the other rows."""
+        device = self.teacher.mean_3HW.device
+        images = torch.from_numpy(images_NHW3).permute(0, 3, 1, 2).to(device)
+        with (
+            record_bn_statistics(self.layers, stop_after_last=not self.entropy) as statistics,
+            torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"),
+        ):
+            logits = measure(self.teacher, images)
+        parts = layer_distances(statistics, self.layers, self.kind)
+        last = self.layers[-1]
+        embedding = self.embedder(standard_scores(statistics[last.name], last))
+        return BatchScores(
+            parts.cpu().numpy(),
+            distance(parts).cpu().numpy(),
+            embedding.half().cpu().numpy(),
+            None if logits is None else mean_entropy(logits).cpu().numpy(),
+        )
+
+
+def mean_entropy(logits_NKHW: Tensor) -> Tensor:
+    """Entropy of the class probabilities, in nats, averaged over the pixels, [N] (the confidence rule of DFND)."""
+    log_probability = logits_NKHW.float().log_softmax(dim=1)
+    return -(log_probability.exp() * log_probability).sum(dim=1).mean(dim=(1, 2))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreStep:
+    """A report after each batch, and one at the start."""
+
+    done: int
+    total: int
+    note: str = ""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Timing:
+    """Seconds of this run that the main thread spent on each part."""
+
+    reading: float = 0.0
+    """Waiting for decoded images."""
+    inferring: float = 0.0
+    writing: float = 0.0
+    """Work units and index."""
+
+    @contextmanager
+    def measure(self, part: str) -> Iterator[None]:
+        """Add the time that the block takes to one part."""
+        start = time.perf_counter()
+        yield
+        setattr(self, part, getattr(self, part) + time.perf_counter() - start)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreSummary:
+    """What a complete store holds, and where this run's time went."""
+
+    path: Path
+    scored: int
+    unreadable: int
+    rejected: int
+    quantiles: dict[float, float]
+    """Of the distance; empty where nothing was scored."""
+    first_errors: list[tuple[str, str]]
+    """Key and error of the first images that were not scored."""
+    timing: Timing
+    already_complete: bool
+
+
+class Scoring:
+    """One run of stage one: iterate over :meth:`run`, then read :attr:`summary`."""
+
+    def __init__(self, settings: ScoreSettings) -> None:
+        """Resolve everything that can be wrong before anything is written.
+
+        Raises:
+            CorpusError: the corpus is missing or empty.
+            ModelError: the teacher is missing, has no BatchNorm, or lacks a layer asked for.
+        """
+        self.settings = settings
+        self.corpus: Corpus = resolve_corpus(settings.corpus, settings.root)
+        device = pick_device(settings.device)
+        self.teacher = load_model(settings.teacher).to(device)
+        self.layers = choose_layers(find_layers(self.teacher), settings.layers)
+        manifest = list_images(self.corpus)
+        self.manifest: Manifest = manifest.head(settings.limit) if settings.limit else manifest
+        self.embedder = Embedder.create(self.layers[-1].channels, settings.embedding_size, device)
+        self.timing = Timing()
+        self.summary: ScoreSummary | None = None
+
+    def attributes(self) -> Attributes:
+        """Everything that the scores depend on: what a second run has to agree with."""
+        height, width = self.teacher.spec.image_size
+        size = min(self.settings.embedding_size, self.layers[-1].channels)
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "teacher": fingerprint(self.teacher),
+            "layers": [layer.name for layer in self.layers],
+            "distance": self.settings.distance,
+            "transform": {"size": [height, width], "fit": "cover", "min_side": self.settings.min_side},
+            "embedding": {"size": size, "layer": self.layers[-1].name},
+            "entropy": self.settings.entropy,
+            "precision": self.settings.precision,
+            "shard_size": self.settings.shard_size,
+            "images": len(self.manifest),
+            "manifest": self.manifest.fingerprint,
+        }
+
+    def sources(self) -> Attributes:
+        """Where things were: later stages look there, and a run may find them elsewhere."""
+        return {
+            "corpus": dataclasses.asdict(self.corpus),
+            "sources": list(self.manifest.sources),
+            "teacher_path": self.settings.teacher,
+        }
+
+    def run(self) -> Iterator[ScoreStep]:
+        """Score what is still to be scored, build the index, and mark the store complete.
+
+        Raises:
+            StoreError: the store was made with other settings, or another run is writing it.
+        """
+        path = Path(self.settings.out)
+        store = self._open(path)
+        with exclusive(path):
+            sweep(path)
+            if self.settings.retry_failed:
+                store.reopen_failed()
+            already = store.complete
+            if not already:
+                yield from self._score(store)
+                self._index(store)
+                store.set_complete(True)
+        self.summary = summarise(store, self.timing, already_complete=already)
+
+    def _open(self, path: Path) -> ScoreStore:
+        wanted = self.attributes()
+        if path.exists():
+            try:
+                store = open_store(path, writable=True)
+                differs = settings_difference(store.attributes, wanted)
+            except StoreError as error:
+                if not self.settings.overwrite or not (path / "zarr.json").exists():
+                    raise  # never replace something that is no store at all
+                differs = str(error)
+            if differs is None:
+                return store
+            if not self.settings.overwrite:
+                raise StoreError(f"{path} was made with other settings: {differs}; use --overwrite or another --out")
+            with exclusive(path):
+                return self._create(path, wanted)
+        return self._create(path, wanted)
+
+    def _create(self, path: Path, wanted: Attributes) -> ScoreStore:
+        return create_store(path, self.manifest, {**wanted, **self.sources()}, entropy=self.settings.entropy)
+
+    def _score(self, store: ScoreStore) -> Iterator[ScoreStep]:
+        scorer = Scorer(
+            teacher=self.teacher,
+            layers=self.layers,
+            kind=self.settings.distance,
+            embedder=self.embedder,
+            entropy=self.settings.entropy,
+            precision=self.settings.precision,
+        )
+        height, width = self.teacher.spec.image_size
+        decoder = Decoder(height=height, width=width, min_side=self.settings.min_side)
+        pending = store.pending_units()
+        done = len(store) - sum(map(len, pending))
+        yield ScoreStep(done=done, total=len(store))
+        with ImageReader(self.corpus, self.manifest) as reader:
+            batches = load_batches(
+                reader, decoder, pending, batch_size=self.settings.batch_size, workers=self.settings.workers
+            )
+            for unit in pending:
+                collected = UnitScores(unit, store)
+                for _ in split([unit], self.settings.batch_size):
+                    with self.timing.measure("reading"):
+                        batch = next(batches)
+                    with self.timing.measure("inferring"):
+                        collected.add(batch, scorer(batch.images_NHW3) if batch.good else None)
+                    done += len(batch.rows)
+                    yield ScoreStep(done=done, total=len(store))
+                with self.timing.measure("writing"):
+                    store.write_unit(unit, collected.scores)
+
+    def _index(self, store: ScoreStore) -> None:
+        with self.timing.measure("writing"):
+            rows = np.flatnonzero(store.status() == SCORED)
+            index = build_index(store.column("embedding")[rows], rows)
+            cell = np.full(len(store), -1, dtype=np.int32)
+            cell[rows] = index.cell
+            store.write_diversity(index.centroids, cell, index.serialised)
+
+
+class UnitScores:
+    """The rows of one work unit, filled batch by batch."""
+
+    def __init__(self, rows: range, store: ScoreStore) -> None:
+        self.rows = rows
+        count = len(rows)
+        layers, numbers = len(store.attributes["layers"]), int(store.attributes["embedding"]["size"])
+        self.scores = ShardScores(
+            status=np.zeros(count, np.uint8),
+            error=[""] * count,
+            distance=np.full(count, np.nan, np.float32),
+            layer_distance=np.full((count, layers, 2), np.nan, np.float32),
+            embedding=np.zeros((count, numbers), np.float16),
+            entropy=np.full(count, np.nan, np.float32) if store.has("entropy") else None,
+        )
+
+    def add(self, batch: ImageBatch, measured: BatchScores | None) -> None:
+        """Enter a batch's scores and failures."""
+        for row, failure in batch.failures.items():
+            self.scores.status[row - self.rows.start] = failure.status
+            self.scores.error[row - self.rows.start] = failure.error
+        if measured is None:
+            return
+        places = np.asarray(batch.good) - self.rows.start
+        self.scores.status[places] = SCORED
+        self.scores.distance[places] = measured.distance_N
+        self.scores.layer_distance[places] = measured.layer_distance_NL2
+        self.scores.embedding[places] = measured.embedding_ND
+        if self.scores.entropy is not None and measured.entropy_N is not None:
+            self.scores.entropy[places] = measured.entropy_N
+
+
+def summarise(store: ScoreStore, timing: Timing, *, already_complete: bool) -> ScoreSummary:
+    """Count fates and describe the distances of a complete store."""
+    status = store.status()
+    distances = store.column("distance")[status == SCORED]
+    keys = store.column("key")
+    errors = list(store.errors().items())[:3]
+    return ScoreSummary(
+        path=store.path,
+        scored=int((status == SCORED).sum()),
+        unreadable=int((status == UNREADABLE).sum()),
+        rejected=int((status == REJECTED).sum()),
+        quantiles={q: float(np.quantile(distances, q)) for q in QUANTILES} if len(distances) else {},
+        first_errors=[(str(keys[row]), text) for row, text in errors],
+        timing=timing,
+        already_complete=already_complete,
+    )

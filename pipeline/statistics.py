@@ -1,0 +1,196 @@
+"""Per-image statistics of what a teacher's BatchNorm layers see (DESIGN section 2; arXiv 2512.13175).
+
+For image x and monitored layer l, mu_l(x) and var_l(x) are the per-channel mean and *biased* variance of the layer's
+input over (H, W) of this one image, never over the batch, with the teacher in eval mode.
+
+The variance is taken around the running mean m, as E[(x - m)^2] - E[x - m]^2: two plain means instead of one slow
+``var_mean``, and without the cancellation that E[x^2] - E[x]^2 suffers where |mu| is much larger than sigma.
+
+Shapes: N images, C channels, H x W positions.
+"""
+
+import dataclasses
+import fnmatch
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from pipeline.models import Segmenter
+from storage.errors import ModelError
+
+BatchNorm = nn.BatchNorm2d | nn.SyncBatchNorm
+DEFAULT_LAYERS = "default"
+ALL_LAYERS = "all"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BatchNormLayer:
+    """A BatchNorm layer that a forward pass runs through."""
+
+    name: str
+    """Path of the module in the network."""
+    module: BatchNorm
+    positions: int
+    """H * W of its input for the teacher's image size."""
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return int(self.module.num_features)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LayerStatistics:
+    """Statistics of one layer's input, float32 [N, C] each."""
+
+    mean_NC: Tensor
+    var_NC: Tensor
+
+
+class _StopForwardError(Exception):
+    """Raised inside a hook once everything that was asked for is known."""
+
+
+def find_layers(teacher: Segmenter) -> list[BatchNormLayer]:
+    """List the BatchNorm layers that can be monitored, in the order in which a forward pass reaches them.
+
+    A layer whose input is a single position (after global pooling) has no variance over (H, W) and is left out.
+
+    Raises:
+        ModelError: the teacher has no BatchNorm with running statistics; the message names what it has instead.
+    """
+    named = {
+        name: module
+        for name, module in teacher.network.named_modules()
+        if isinstance(module, BatchNorm) and module.running_mean is not None
+    }
+    if not named:
+        raise ModelError(
+            f"the teacher ({teacher.spec.builder}) has no BatchNorm layer with running statistics, which DFSS compares "
+            f"images against; its normalisation is {_normalisation(teacher.network)}; use a BatchNorm teacher"
+        )
+    positions: dict[str, int] = {}
+
+    def record(name: str, inputs: tuple[Tensor, ...]) -> None:
+        positions.setdefault(name, inputs[0].shape[-2] * inputs[0].shape[-1])
+
+    handles = [
+        module.register_forward_pre_hook(lambda _, inputs, name=name: record(name, inputs))
+        for name, module in named.items()
+    ]
+    try:
+        probe(teacher)
+    finally:
+        _remove(handles)
+    layers = [BatchNormLayer(name, named[name], count) for name, count in positions.items() if count > 1]
+    if not layers:
+        raise ModelError(f"no BatchNorm layer of the teacher ({teacher.spec.builder}) sees more than one position")
+    return layers
+
+
+def _normalisation(network: nn.Module) -> str:
+    kinds = Counter(type(module).__name__ for module in network.modules() if "norm" in type(module).__name__.lower())
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) or "none at all"
+
+
+def probe(teacher: Segmenter) -> None:
+    """Run one grey image through a model, to see whether it works at the size that it says.
+
+    Raises:
+        ModelError: the network refuses the size, or its output is not what its description says.
+    """
+    height, width = teacher.spec.image_size
+    image = torch.full((1, 3, height, width), 0.5, device=teacher.mean_3HW.device)
+    training = teacher.training
+    try:
+        with torch.inference_mode():
+            teacher.eval()(image)
+    except (RuntimeError, ValueError) as error:
+        if isinstance(error, ModelError):
+            raise
+        text = " ".join(str(error).split())
+        raise ModelError(f"{teacher.spec.builder} does not take {height}x{width} images: {text}") from error
+    finally:
+        teacher.train(training)
+
+
+def choose_layers(layers: Sequence[BatchNormLayer], wanted: str) -> list[BatchNormLayer]:
+    """Pick layers by ``default``, ``all``, or names and globs separated by commas; order of the forward pass.
+
+    Raises:
+        ModelError: a name matches no layer; the message shows some that exist.
+    """
+    if wanted == ALL_LAYERS:
+        return list(layers)
+    if wanted == DEFAULT_LAYERS:
+        return default_layers(layers)
+    patterns = [pattern.strip() for pattern in wanted.split(",") if pattern.strip()]
+    chosen = [layer for layer in layers if any(fnmatch.fnmatchcase(layer.name, pattern) for pattern in patterns)]
+    unmatched = [p for p in patterns if not any(fnmatch.fnmatchcase(layer.name, p) for layer in layers)]
+    if unmatched or not chosen:
+        missing = ", ".join(map(repr, unmatched or [wanted]))
+        shown = ", ".join(layer.name for layer in layers[:: max(1, len(layers) // 6)])
+        raise ModelError(f"no BatchNorm layer is called {missing}; there are, among others, {shown}")
+    return chosen
+
+
+def default_layers(layers: Sequence[BatchNormLayer]) -> list[BatchNormLayer]:
+    """The deeper middle of the network: from 40 % to 80 % of the channels-before-the-coarsest-layer
+    (docs/method.md).
+    """
+    coarsest = min(layer.positions for layer in layers)
+    encoder = list(layers[: 1 + max(i for i, layer in enumerate(layers) if layer.positions == coarsest)])
+    first, last = int(len(encoder) * 0.4), max(1, round(len(encoder) * 0.8))
+    return encoder[min(first, last - 1) : last]
+
+
+@contextmanager
+def record_bn_statistics(
+    layers: Sequence[BatchNormLayer], *, stop_after_last: bool
+) -> Iterator[dict[str, LayerStatistics]]:
+    """Collect statistics of every forward pass inside the block, by layer name; each pass replaces the last one's.
+
+    With ``stop_after_last`` a pass ends where the last of ``layers`` has been measured: run it by :func:`measure`.
+    """
+    found: dict[str, LayerStatistics] = {}
+    last = layers[-1].name
+
+    def record(layer: BatchNormLayer, inputs: tuple[Tensor, ...]) -> None:
+        found[layer.name] = statistics_of(inputs[0], layer.module)
+        if stop_after_last and layer.name == last:
+            raise _StopForwardError
+
+    handles = [
+        layer.module.register_forward_pre_hook(lambda _, inputs, layer=layer: record(layer, inputs)) for layer in layers
+    ]
+    try:
+        yield found
+    finally:
+        _remove(handles)
+
+
+def measure(teacher: Segmenter, images_N3HW: Tensor) -> Tensor | None:
+    """Run a forward pass that a statistics recorder may stop. Returns logits, None where it was stopped."""
+    with suppress(_StopForwardError):
+        logits: Tensor = teacher(images_N3HW)
+        return logits
+    return None
+
+
+def statistics_of(input_NCHW: Tensor, module: BatchNorm) -> LayerStatistics:
+    """Mean and biased variance over (H, W), accumulated in float32 whatever the input's precision."""
+    assert module.running_mean is not None  # find_layers saw to it
+    running_mean = module.running_mean.float()
+    shifted = input_NCHW.float() - running_mean.view(1, -1, 1, 1)
+    offset_NC = shifted.mean(dim=(2, 3))
+    square_NC = shifted.square_().mean(dim=(2, 3))
+    return LayerStatistics(offset_NC + running_mean, (square_NC - offset_NC.square()).clamp_(min=0))
+
+
+def _remove(handles: Sequence[RemovableHandle]) -> None:
+    for handle in handles:
+        handle.remove()

@@ -1,0 +1,253 @@
+"""Stage one from a folder of images to a complete store."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import HEIGHT, WIDTH, command_environment, command_line, draw_image, tiny_model
+from PIL import Image
+
+from pipeline.models import save_model
+from pipeline.scoring import Scoring
+from pipeline.settings import ScoreSettings
+from storage.errors import CorpusError, ModelError, StoreError
+from storage.scores import REJECTED, SCORED, UNREADABLE, exclusive, open_complete, open_store
+
+
+def settings(corpus: Path, teacher: Path, **changes: Any) -> ScoreSettings:
+    fields: dict[str, Any] = {
+        "corpus": str(corpus), "teacher": str(teacher), "out": str(teacher.parent / "scores.zarr"),
+        "shard_size": 8, "batch_size": 3, "layers": "all", "device": "cpu",
+    }  # fmt: skip
+    return ScoreSettings(**{**fields, **changes})
+
+
+def score(settings: ScoreSettings) -> Scoring:
+    scoring = Scoring(settings)
+    for _ in scoring.run():
+        pass
+    return scoring
+
+
+def tree(path: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+def test_every_image_gets_a_row_and_the_summary_counts_them(image_folder: Path, teacher_file: Path) -> None:
+    scoring = score(settings(image_folder, teacher_file))
+    store = open_complete(Path(scoring.settings.out))
+    assert len(store) == 23
+    assert (store.status() == SCORED).all()
+    assert list(store.column("key")) == [f"{index:03}.png" for index in range(23)]
+    assert np.isfinite(store.column("distance")).all()
+    norms = np.linalg.norm(store.column("embedding").astype(np.float64), axis=1)
+    np.testing.assert_allclose(norms, 1, atol=2e-3)
+    assert scoring.summary is not None
+    assert (scoring.summary.scored, scoring.summary.unreadable, scoring.summary.rejected) == (23, 0, 0)
+    assert scoring.summary.quantiles[0.0] == pytest.approx(store.column("distance").min())
+
+
+@pytest.mark.parametrize("changes", [{"batch_size": 1}, {"batch_size": 8}, {"workers": 5}])
+def test_batch_size_and_threads_do_not_change_a_row(
+    changes: dict[str, int], image_folder: Path, teacher_file: Path, tmp_path: Path
+) -> None:
+    one = open_store(Path(score(settings(image_folder, teacher_file)).settings.out))
+    other = open_store(
+        Path(score(settings(image_folder, teacher_file, out=str(tmp_path / "b"), **changes)).settings.out)
+    )
+    np.testing.assert_allclose(one.column("distance"), other.column("distance"), rtol=1e-5)
+    np.testing.assert_allclose(one.column("layer_distance"), other.column("layer_distance"), rtol=1e-4, atol=1e-6)
+
+
+def test_the_same_run_gives_the_same_bytes(image_folder: Path, teacher_file: Path, tmp_path: Path) -> None:
+    for name in ("a.zarr", "b.zarr"):
+        score(settings(image_folder, teacher_file, out=str(tmp_path / name)))
+    assert tree(tmp_path / "a.zarr") == tree(tmp_path / "b.zarr")
+
+
+def test_bad_images_are_accounted_for_and_stop_nothing(image_folder: Path, teacher_file: Path) -> None:
+    whole = (image_folder / "000.png").read_bytes()
+    (image_folder / "a-truncated.png").write_bytes(whole[: len(whole) // 2])
+    (image_folder / "b-empty.jpg").write_bytes(b"")
+    (image_folder / "c-text.jpg").write_text("I was a text file")
+    Image.new("RGB", (1, 1)).save(image_folder / "d-tiny.png")
+    Image.new("CMYK", (60, 40), (10, 200, 30, 0)).save(image_folder / "e-cmyk.jpg")
+    Image.fromarray(np.arange(2400, dtype=np.uint16).reshape(40, 60) * 27).save(image_folder / "f-16bit.png")
+    scoring = score(settings(image_folder, teacher_file))
+    store = open_complete(Path(scoring.settings.out))
+    fates = dict(zip(store.column("key").tolist(), store.status().tolist(), strict=True))
+    assert fates["a-truncated.png"] == fates["b-empty.jpg"] == fates["c-text.jpg"] == UNREADABLE
+    assert fates["d-tiny.png"] == REJECTED
+    assert fates["e-cmyk.jpg"] == fates["f-16bit.png"] == SCORED
+    assert len(store.errors()) == 4
+    assert all(text and "0x" not in text for text in store.errors().values())
+    assert np.isnan(store.column("distance")[store.status() != SCORED]).all()
+    assert scoring.summary is not None
+    assert (scoring.summary.scored, scoring.summary.unreadable, scoring.summary.rejected) == (25, 3, 1)
+
+
+def test_a_corpus_of_nothing_but_bad_images_is_scored_to_the_end(teacher_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad").mkdir()
+    for index in range(9):
+        (tmp_path / "bad" / f"{index}.jpg").write_bytes(b"no")
+    scoring = score(settings(tmp_path / "bad", teacher_file))
+    assert scoring.summary is not None
+    assert (scoring.summary.unreadable, scoring.summary.quantiles) == (9, {})
+
+
+def test_mended_images_are_scored_when_failed_ones_are_retried(image_folder: Path, teacher_file: Path) -> None:
+    bad = image_folder / "010.png"
+    good = bad.read_bytes()
+    bad.write_bytes(b"x" * len(good))
+    path = Path(score(settings(image_folder, teacher_file)).settings.out)
+    assert open_complete(path).errors().keys() == {10}
+    bad.write_bytes(good)
+    score(settings(image_folder, teacher_file, retry_failed=True))
+    assert open_complete(path).errors() == {}
+    undisturbed = teacher_file.parent / "u.zarr"
+    score(settings(image_folder, teacher_file, out=str(undisturbed)))
+    assert tree(path) == tree(undisturbed)
+
+
+def test_a_run_that_was_stopped_half_way_continues_to_the_same_bytes(
+    image_folder: Path, teacher_file: Path, tmp_path: Path
+) -> None:
+    score(settings(image_folder, teacher_file, out=str(tmp_path / "whole.zarr")))
+    steps = Scoring(settings(image_folder, teacher_file)).run()
+    for _ in range(5):
+        next(steps)
+    steps.close()  # type: ignore[attr-defined]
+    path = tmp_path / "scores.zarr"
+    assert [next(iter(rows)) for rows in open_store(path).pending_units()] == [8, 16]
+    (path / "status" / "c").mkdir(exist_ok=True)
+    (path / "status" / "c" / "1.abc.partial").write_bytes(b"half")
+    second = score(settings(image_folder, teacher_file))
+    assert tree(path) == tree(tmp_path / "whole.zarr")
+    third = score(settings(image_folder, teacher_file))
+    assert second.summary is not None
+    assert third.summary is not None
+    assert (second.summary.already_complete, third.summary.already_complete) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"distance": "paper"}, "distance is standardized there and paper now"),
+        ({"layers": "stem.1"}, "layers is stem.1, body.1, neck.1 there and stem.1 now"),
+        ({"limit": 5}, "images is 23 there and 5 now"),
+        ({"min_side": 20}, "transform min_side is 16 there and 20 now"),
+    ],
+)
+def test_other_settings_are_refused_by_name_and_replaced_when_told(
+    changes: dict[str, Any], message: str, image_folder: Path, teacher_file: Path
+) -> None:
+    path = Path(score(settings(image_folder, teacher_file)).settings.out)
+    before = tree(path)
+    with pytest.raises(StoreError, match=message):
+        score(settings(image_folder, teacher_file, **changes))
+    assert tree(path) == before
+    score(settings(image_folder, teacher_file, overwrite=True, **changes))
+    assert tree(path) != before
+
+
+def test_another_teacher_or_changed_images_are_noticed(image_folder: Path, teacher_file: Path, tmp_path: Path) -> None:
+    score(settings(image_folder, teacher_file))
+    save_model(tiny_model(seed=1), tmp_path / "other.safetensors")
+    with pytest.raises(StoreError, match="teacher is .* there and .* now"):
+        score(settings(image_folder, tmp_path / "other.safetensors"))
+    shutil.copy(image_folder / "000.png", image_folder / "new.png")
+    with pytest.raises(StoreError, match="images is 23 there and 24 now"):
+        score(settings(image_folder, teacher_file))
+    (image_folder / "new.png").unlink()
+    draw_image(99).save(image_folder / "000.png")
+    with pytest.raises(StoreError, match="manifest is"):
+        score(settings(image_folder, teacher_file))
+
+
+def test_overwriting_the_same_settings_continues_rather_than_starting_again(
+    image_folder: Path, teacher_file: Path
+) -> None:
+    score(settings(image_folder, teacher_file))
+    again = score(settings(image_folder, teacher_file, overwrite=True))
+    assert again.summary is not None
+    assert again.summary.already_complete
+
+
+def test_a_folder_that_is_no_store_is_never_replaced(image_folder: Path, teacher_file: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "photos"
+    precious.mkdir()
+    (precious / "a.jpg").write_text("mine")
+    with pytest.raises(StoreError, match="not a score store"):
+        score(settings(image_folder, teacher_file, out=str(precious), overwrite=True))
+    assert tree(precious) == {"a.jpg": b"mine"}
+
+
+def test_two_runs_on_one_store_do_not_mix(image_folder: Path, teacher_file: Path) -> None:
+    path = Path(score(settings(image_folder, teacher_file)).settings.out)
+    with exclusive(path), pytest.raises(StoreError, match="another run is writing"):
+        score(settings(image_folder, teacher_file))
+
+
+def test_entropy_is_that_of_the_teachers_probabilities(image_folder: Path, teacher_file: Path) -> None:
+    import torch
+
+    from pipeline.decoding import Decoder
+    from pipeline.models import load_model
+
+    path = Path(score(settings(image_folder, teacher_file, entropy=True)).settings.out)
+    image = Decoder(height=HEIGHT, width=WIDTH)((image_folder / "004.png").read_bytes())
+    with torch.no_grad():
+        logits = load_model(teacher_file)(torch.from_numpy(image).permute(2, 0, 1)[None])[0].double().numpy()
+    p = np.exp(logits) / np.exp(logits).sum(axis=0)
+    assert open_store(path).column("entropy")[4] == pytest.approx(-(p * np.log(p)).sum(axis=0).mean(), rel=1e-4)
+
+
+def test_a_missing_corpus_or_teacher_leaves_nothing_behind(image_folder: Path, teacher_file: Path) -> None:
+    with pytest.raises(CorpusError):
+        score(settings(image_folder / "absent", teacher_file))
+    with pytest.raises(ModelError):
+        score(settings(image_folder, teacher_file.with_name("absent.safetensors")))
+    assert not Path("scores.zarr").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_with_the_bytes_of_an_undisturbed_one(
+    image_folder: Path, teacher_file: Path, tmp_path: Path
+) -> None:
+    common = [
+        "--corpus",
+        image_folder,
+        "--teacher",
+        teacher_file,
+        "--shard-size",
+        1,
+        "--batch-size",
+        1,
+        "--layers",
+        "all",
+    ]
+    subprocess.run(
+        command_line("dfss-score", *common, "--out", tmp_path / "whole.zarr"), env=command_environment(), check=True
+    )
+    rng, kills = np.random.default_rng(0), 0
+    path = tmp_path / "killed.zarr"
+    while kills < 20:
+        process = subprocess.Popen(
+            command_line("dfss-score", *common, "--out", path), env=command_environment(), stderr=subprocess.DEVNULL
+        )
+        while not path.exists() and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.4))
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        if process.wait() == 0:
+            shutil.rmtree(path)  # ended before it was hit: begin again
+    subprocess.run(command_line("dfss-score", *common, "--out", path), env=command_environment(), check=True)
+    assert tree(path) == tree(tmp_path / "whole.zarr")

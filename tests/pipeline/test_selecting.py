@@ -1,0 +1,167 @@
+"""ADS and its baselines: total orders, nested budgets, near-duplicates last."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.scoring import Scoring
+from pipeline.selecting import ads_order, make_selection, select
+from pipeline.settings import ScoreSettings, SelectSettings, parse_budget
+from pipeline.weights import distance_weights
+from storage.errors import SelectionError, SettingsError, StoreError
+from storage.scores import ScoreStore, open_complete
+from storage.selection import read_selection
+
+
+@pytest.fixture
+def store(image_folder: Path, teacher_file: Path) -> ScoreStore:
+    (image_folder / "011.png").write_bytes(b"broken")
+    settings = ScoreSettings(
+        corpus=str(image_folder), teacher=str(teacher_file), layers="all", shard_size=8, entropy=True, device="cpu"
+    )
+    for _ in Scoring(settings).run():
+        pass
+    return open_complete(Path(settings.out))
+
+
+@pytest.mark.parametrize("strategy", ["ads", "nearest", "random", "confidence"])
+def test_the_selection_for_a_budget_is_the_beginning_of_that_for_a_larger_one(strategy: str, store: ScoreStore) -> None:
+    settings = SelectSettings(strategy=strategy)  # type: ignore[arg-type]
+    everything = make_selection(store, dataclasses.replace(settings, budget="1.0")).table
+    assert sorted(everything["row"]) == [row for row in range(23) if row != 11]
+    for budget in ("1", "7", "0.5"):
+        smaller = make_selection(store, dataclasses.replace(settings, budget=budget)).table
+        columns = ["row", "key", "rank", "distance", "cell"]
+        pd.testing.assert_frame_equal(smaller[columns], everything[columns].head(len(smaller)))
+
+
+def test_nearest_and_confidence_sort_by_distance_and_entropy(store: ScoreStore) -> None:
+    nearest = make_selection(store, SelectSettings(strategy="nearest", budget="1.0")).table
+    assert nearest["distance"].is_monotonic_increasing
+    confident = make_selection(store, SelectSettings(strategy="confidence", budget="1.0")).table
+    assert (np.diff(store.column("entropy")[confident["row"]]) >= 0).all()
+
+
+def test_all_takes_everything_whatever_the_budget(store: ScoreStore) -> None:
+    assert len(make_selection(store, SelectSettings(strategy="all", budget="3"))) == 22
+
+
+def test_random_depends_on_the_seed_alone(store: ScoreStore) -> None:
+    rows = [
+        list(make_selection(store, SelectSettings(strategy="random", seed=seed)).table["row"]) for seed in (0, 0, 1)
+    ]
+    assert rows[0] == rows[1] != rows[2]
+
+
+def test_the_file_names_rows_by_key_and_carries_the_papers_weight(store: ScoreStore) -> None:
+    path, _ = select(SelectSettings(budget="10"))
+    table = read_selection(path).table
+    assert list(table["key"]) == [f"{row:03}.png" for row in table["row"]]
+    near, far = table["distance"].min(), table["distance"].max()
+    np.testing.assert_allclose(table["weight"], (far - table["distance"]) / (far - near), rtol=1e-5, atol=1e-7)
+
+
+def test_without_entropy_confidence_says_how_to_get_it(store: ScoreStore) -> None:
+    import zarr
+
+    del zarr.open_group(store.path, mode="r+")["entropy"]
+    with pytest.raises(StoreError, match="no 'entropy'"):
+        make_selection(open_complete(store.path), SelectSettings(strategy="confidence"))
+
+
+def test_a_budget_above_what_was_scored_is_refused(store: ScoreStore) -> None:
+    with pytest.raises(SettingsError, match="--budget 23 is more than the 22 images"):
+        make_selection(store, SelectSettings(budget="23"))
+
+
+def test_a_store_in_which_nothing_could_be_scored_has_nothing_to_select(teacher_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.jpg").write_bytes(b"no")
+    settings = ScoreSettings(corpus=str(tmp_path / "bad"), teacher=str(teacher_file), device="cpu")
+    for _ in Scoring(settings).run():
+        pass
+    with pytest.raises(SelectionError, match="no image"):
+        make_selection(open_complete(Path(settings.out)), SelectSettings())
+
+
+@pytest.mark.parametrize(
+    ("text", "budget"), [("20000", 20000), ("1", 1), ("1.0", 1.0), ("0.1", 0.1), ("10%", 0.1), ("100%", 1.0)]
+)
+def test_budgets_are_counts_or_fractions(text: str, budget: float) -> None:
+    assert parse_budget(text) == budget
+    assert type(parse_budget(text)) is type(budget)
+
+
+@pytest.mark.parametrize("text", ["0", "-3", "1.5", "0.0", "nan", "many", "", "150%", "1e3"])
+def test_nonsense_budgets_are_refused(text: str) -> None:
+    with pytest.raises(SettingsError, match="--budget"):
+        parse_budget(text)
+
+
+def clusters() -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float16]]:
+    """40 images in a near, crowded cell; 20 a little farther in four others."""
+    rng = np.random.default_rng(0)
+    cell = np.repeat([0, 1, 2, 3, 4], [40, 5, 5, 5, 5]).astype(np.int32)
+    distance = np.where(cell == 0, rng.uniform(0.5, 0.6, 60), rng.uniform(0.6, 0.7, 60)).astype(np.float32)
+    vectors = rng.standard_normal((60, 32))
+    return distance, cell, (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
+
+
+def test_diversity_takes_from_more_cells_than_closeness_alone() -> None:
+    distance, cell, embedding = clusters()
+    assert len(set(cell[ads_order(distance, cell, embedding, diversity=0, duplicate=1.0)[:30]])) == 1
+    assert len(set(cell[ads_order(distance, cell, embedding, diversity=0.5, duplicate=1.0)[:30]])) == 5
+
+
+def test_within_a_cell_closer_images_come_first() -> None:
+    distance, cell, embedding = clusters()
+    order = ads_order(distance, cell, embedding, diversity=0.5, duplicate=1.0)
+    for one in range(5):
+        members = order[cell[order] == one]
+        assert (np.diff(distance[members]) >= 0).all()
+
+
+def test_the_cost_is_the_documented_formula() -> None:
+    distance, cell, embedding = clusters()
+    spread = np.quantile(distance, 0.5) - np.quantile(distance, 0.05)
+    cost = [
+        distance[i] + 0.3 * spread * np.log2(1 + ((cell == cell[i]) & (distance < distance[i])).sum())
+        for i in range(60)
+    ]
+    order = ads_order(distance, cell, embedding, diversity=0.3, duplicate=1.0)
+    np.testing.assert_array_equal(order, np.argsort(cost, kind="stable"))
+
+
+def test_near_duplicates_fall_behind_everything_else() -> None:
+    distance, cell, embedding = clusters()
+    embedding[3] = embedding[int(np.argmin(distance[:40]))]  # a copy of the closest image
+    order = ads_order(distance, cell, embedding, diversity=0.1, duplicate=0.99)
+    copies = {3, int(np.argmin(distance[:40]))}
+    first, last = (int(i) for i in order if int(i) in copies)
+    assert order[0] == first
+    assert order[-1] == last
+    assert sorted(order) == list(range(60))
+
+
+@pytest.mark.parametrize("normalization", ["minmax", "robust"])
+def test_weights_fall_from_1_to_0_with_distance(normalization: str) -> None:
+    distance = np.random.default_rng(0).gamma(3, 1, 200).astype(np.float32)
+    weights = distance_weights(distance, normalization)  # type: ignore[arg-type]
+    assert weights[distance.argmin()] == 1
+    assert weights[distance.argmax()] == 0
+    assert (np.diff(weights[np.argsort(distance)]) <= 0).all()
+
+
+def test_robust_weights_do_not_flatten_for_one_extreme_image() -> None:
+    distance = np.append(np.linspace(1, 2, 99), 1000).astype(np.float32)
+    assert distance_weights(distance, "minmax")[:99].std() < 0.001
+    assert distance_weights(distance, "robust")[:99].std() > 0.2
+
+
+def test_equal_distances_weigh_the_same() -> None:
+    for normalization in ("minmax", "robust"):
+        np.testing.assert_array_equal(distance_weights(np.full(5, 2, np.float32), normalization), 1)  # type: ignore[arg-type]

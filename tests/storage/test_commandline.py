@@ -1,0 +1,110 @@
+"""From a settings dataclass to a command."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+from conftest import Call
+
+from storage.commandline import Command, track
+from storage.errors import SettingsError, StoreError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    store: Annotated[str, "Where"]
+    count: Annotated[int, "How many"] = 3
+    kind: Annotated[Literal["a", "b"], "Which"] = "a"
+    quiet: Annotated[bool, "Whether"] = False
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise SettingsError(f"count is {self.count}; give at least 1")
+
+
+def command(seen: list[Settings]) -> Command[Settings]:
+    def run(settings: Settings) -> None:
+        if settings.store == "broken":
+            raise StoreError("no scores in broken;\n run dfss-score")
+        if settings.store == "full":
+            raise OSError(28, "No space left on device")
+        seen.append(settings)
+
+    return Command(name="tool", settings=Settings, section="tool", run=run, help="Does it.", example="tool --store x")
+
+
+def test_options_become_settings(call: Call) -> None:
+    seen: list[Settings] = []
+    assert call(command(seen), "--store", "x", "--kind", "b", "--quiet") == 0
+    assert seen == [Settings(store="x", kind="b", quiet=True)]
+
+
+def test_params_yaml_stands_in_for_defaults_and_the_command_line_wins(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("tool:\n  store: y\n  count: 7\n  quiet: true\nother:\n  nonsense: 1\n")
+    seen: list[Settings] = []
+    assert call(command(seen), "--count", "8") == 0
+    assert seen == [Settings(store="y", count=8, quiet=True)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("tool:\n  cuont: 7\n", "tool.cuont is no setting of tool"),
+        ("tool: [1]\n", "must map settings to values"),
+        ("tool: {", "not valid YAML"),
+    ],
+)
+def test_a_wrong_params_file_is_one_line(
+    text: str, message: str, call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "params.yaml").write_text(text)
+    assert call(command([]), "--store", "x") == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--store", "x", "--count", "0"], 2, "count is 0; give at least 1"),
+        (["--store", "broken"], 1, "no scores in broken; run dfss-score"),
+        (["--store", "full"], 1, "No space left on device"),
+    ],
+)
+def test_errors_are_one_line_and_an_exit_code(
+    arguments: list[str], code: int, message: str, call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(command([]), *arguments) == code
+    printed = capsys.readouterr().err
+    assert printed.startswith("tool: error: ")
+    assert message in printed
+    assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["--store", "x", "--count", "many"], ["--store", "x", "--kind", "c"]])
+def test_wrong_usage_exits_with_2(arguments: list[str], call: Call) -> None:
+    assert call(command([]), *arguments) == 2
+
+
+def test_help_shows_every_option_and_the_example(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(command([]), "--help") == 0
+    printed = capsys.readouterr().out
+    for text in ("--store", "--count", "--kind", "--quiet", "How many", "tool --store x"):
+        assert text in printed
+
+
+@dataclasses.dataclass
+class Step:
+    done: int
+    total: int
+    note: str = ""
+
+
+def test_progress_without_a_terminal_is_plain_lines_and_passes_every_step(capsys: pytest.CaptureFixture[str]) -> None:
+    steps = [Step(5, 20), Step(10, 20), Step(20, 20, "loss 1.0")]
+    assert list(track(steps, title="scoring", unit="images", every=1e9)) == steps
+    printed = capsys.readouterr().err
+    assert printed.startswith("scoring 20/20 images")
+    assert "loss 1.0" in printed
