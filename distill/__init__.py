@@ -1,0 +1,1 @@
+"""Stage two: student, losses, WDPD weights, training loop, evaluation. Imports pipeline and storage."""

@@ -1,0 +1,219 @@
+"""Stage two: train a student to answer as the teacher does on the selected images, weighted by WDPD."""
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from distill.evaluation import Evaluation, agreement, evaluate, to_tensor
+from distill.images import SelectedImages, check_selection, hold_back
+from distill.labelled import LabelledFolder, check_classes, open_labelled
+from distill.losses import pixelwise_kl, weighted_mean
+from distill.ordering import epoch_slice
+from distill.runs import RunFolder
+from distill.settings import DistillSettings
+from distill.training import Training, TrainingStep
+from distill.views import View, ViewSettings, crop_image, draw_view, light_images
+from distill.weighting import WeightSchedule, draw
+from pipeline.builders import resolve_builder
+from pipeline.devices import pick_device
+from pipeline.models import Segmenter, build_model, fingerprint, load_model
+from pipeline.selecting import default_path, image_count, make_selection
+from pipeline.settings import SelectSettings
+from pipeline.statistics import probe
+from pipeline.weights import distance_weights
+from storage.errors import ModelError, SelectionError
+from storage.scores import SCORED, ScoreStore, open_complete
+from storage.selection import Selection, read_selection, write_selection
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DistillBatch:
+    """Views of selected images and the weights of their losses."""
+
+    images_N3HW: Tensor
+    views: tuple[View, ...]
+    weights_N: Tensor
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """Objective: the teacher's answer, image by image as much as its weight says."""
+
+    teacher: Segmenter
+    images: SelectedImages
+    training_places: list[int]
+    held_back: list[int]
+    schedule: WeightSchedule
+    """Of the training places, in their order."""
+    val: LabelledFolder | None
+    views: ViewSettings
+    settings: DistillSettings
+
+    def batch(self, step: int) -> DistillBatch:
+        """Views of the images whose turn it is; a pure function of the seed and the step."""
+        settings = self.settings
+        weights = self.schedule.at(step / max(1, settings.steps - 1))
+        if settings.by_sampling:
+            drawn = draw(weights, settings.batch_size, np.random.default_rng([settings.seed, step]))
+            batch_weights = np.ones(len(drawn))
+        else:
+            drawn = epoch_slice(len(self.training_places), step, settings.batch_size, settings.seed)
+            batch_weights = weights[drawn]
+        crops, views = [], []
+        for slot, index in enumerate(drawn):
+            image = self.images[self.training_places[index]]
+            view = draw_view(np.random.default_rng([settings.seed, step, slot]), image.size, self.views)
+            crops.append(crop_image(image, view, self.views))
+            views.append(view)
+        return DistillBatch(to_tensor(crops), tuple(views), torch.from_numpy(batch_weights).float())
+
+    def loss(self, model: Segmenter, batch: DistillBatch, progress: float) -> Tensor:
+        """Weighted mean of the images' KL divergences."""
+        device = model.mean_3HW.device
+        images = light_images(batch.images_N3HW.to(device), batch.views)
+        with torch.no_grad():
+            target = self.teacher(images)
+        losses = pixelwise_kl(model(images), target, self.settings.temperature)
+        return weighted_mean(losses, batch.weights_N.to(device))
+
+    def evaluate(self, model: Segmenter) -> Evaluation | None:
+        """IoU on the labels where there are some, else against the teacher on images held back."""
+        if self.val is not None:
+            return evaluate(model, self.val, batch_size=self.settings.batch_size)
+        if not self.held_back:
+            return None
+        return agreement(model, self.teacher, self._held_back_batches())
+
+    def _held_back_batches(self) -> Iterator[Tensor]:
+        size = self.settings.batch_size
+        for start in range(0, len(self.held_back), size):
+            yield to_tensor([self._whole(self.images[place]) for place in self.held_back[start : start + size]])
+
+    def _whole(self, image: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+        whole = dataclasses.replace(self.views, min_scale=1.0, jitter=0.0)
+        view = draw_view(np.random.default_rng(0), image.size, whole)
+        return crop_image(image, dataclasses.replace(view, flip=False), whole)
+
+
+def distill(settings: DistillSettings) -> Iterator[TrainingStep]:
+    """Distil a student; its run folder then holds ``student.safetensors``.
+
+    Raises:
+        StoreError: the scores are missing or not complete.
+        SelectionError, SettingsError: no usable selection, or a budget above it.
+        ModelError: teacher or student cannot be built, or differ in their classes.
+        CorpusError: the images are not where they were scored.
+    """
+    store = open_complete(Path(settings.shards))
+    val = open_labelled(settings.val) if settings.val else None
+    device = pick_device(settings.device)
+    teacher = _teacher(settings, store).to(device).requires_grad_(False)
+    if val is not None:
+        check_classes(val, teacher.spec.num_classes, model="the teacher")
+    selection = find_selection(settings, store)
+    student = _student(settings, teacher).to(device)
+    probe(student)
+    folder = RunFolder(Path(settings.out), "student.safetensors")
+    with SelectedImages(store, selection, settings.root) as images:
+        about = {"teacher": fingerprint(teacher), "selection": selection.about, "budget": len(selection)}
+        folder.claim({**dataclasses.asdict(settings), **about}, resume=settings.resume, overwrite=settings.overwrite)
+        write_selection(selection, folder.selection)
+        objective = _objective(settings, teacher, images, selection, val)
+        yield from Training(model=student, objective=objective, settings=settings, folder=folder).run()
+
+
+def _objective(
+    settings: DistillSettings,
+    teacher: Segmenter,
+    images: SelectedImages,
+    selection: Selection,
+    val: LabelledFolder | None,
+) -> Distillation:
+    held_back = [] if val is not None else hold_back(len(selection))
+    training_places = sorted(set(range(len(selection))) - set(held_back))
+    distance = selection.table["distance"].to_numpy(dtype=np.float32)[training_places]
+    height, width = teacher.spec.image_size
+    return Distillation(
+        teacher=teacher,
+        images=images,
+        training_places=training_places,
+        held_back=held_back,
+        schedule=WeightSchedule(
+            weights_N=distance_weights(distance, settings.normalization),
+            weighting=settings.weighting,
+            pacing=settings.pacing,
+        ),
+        val=val,
+        views=ViewSettings(height=height, width=width, min_scale=settings.min_scale, jitter=settings.jitter),
+        settings=settings,
+    )
+
+
+def _teacher(settings: DistillSettings, store: ScoreStore) -> Segmenter:
+    path = settings.teacher or str(store.attributes["teacher_path"])
+    teacher = load_model(path)
+    if fingerprint(teacher) != store.attributes["teacher"]:
+        raise ModelError(
+            f"{path} is not the teacher that {store.path} was scored with; score with it (dfss-score --teacher {path} "
+            "--overwrite), or give the one that was used"
+        )
+    return teacher
+
+
+def _student(settings: DistillSettings, teacher: Segmenter) -> Segmenter:
+    if settings.student.endswith(".safetensors"):
+        student = load_model(settings.student)
+        if student.spec.num_classes != teacher.spec.num_classes:
+            raise ModelError(
+                f"{settings.student} has {student.spec.num_classes} classes, the teacher {teacher.spec.num_classes}; "
+                "begin from a network name or a student of the same classes"
+            )
+        return student
+    torch.manual_seed(settings.seed)
+    spec = dataclasses.replace(teacher.spec, builder=resolve_builder(settings.student), arguments={})
+    return build_model(spec, pretrained_backbone=settings.pretrained_backbone)
+
+
+def find_selection(settings: DistillSettings, store: ScoreStore) -> Selection:
+    """The selection asked for, else the one beside the store if it is this store's and large enough, else ADS.
+
+    Raises:
+        SelectionError: the selection is missing, belongs to other scores, or is smaller than the budget.
+    """
+    scored = int((store.status() == SCORED).sum())
+    count = image_count(settings.budget, scored) if settings.budget else None
+    if settings.selection:
+        selection = read_selection(Path(settings.selection))
+        check_selection(store, selection)
+        if count is not None and count > len(selection):
+            raise SelectionError(
+                f"{settings.selection} holds {len(selection)} images, --budget asks for {count}; make a larger one "
+                f"with dfss-select --budget {settings.budget}"
+            )
+        return selection if count is None else selection.head(count)
+    beside = _selection_beside(store)
+    if beside is not None and (count is None or count <= len(beside)):
+        return beside if count is None else beside.head(count)
+    defaults = SelectSettings(shards=settings.shards)
+    return make_selection(store, dataclasses.replace(defaults, budget=settings.budget or defaults.budget))
+
+
+def _selection_beside(store: ScoreStore) -> Selection | None:
+    path = default_path(store.path)
+    if not path.exists():
+        return None
+    selection = read_selection(path)
+    try:
+        check_selection(store, selection)
+    except SelectionError:
+        logger.warning("%s was made from other scores than %s; making a selection of its own", path, store.path)
+        return None
+    return selection

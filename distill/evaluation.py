@@ -1,0 +1,101 @@
+"""Mean intersection over union of a model on labelled images, and agreement of two models on unlabelled ones.
+
+From the confusion matrix C (rows: label, columns: prediction), IoU_k = C_kk / (sum_j C_kj + sum_j C_jk - C_kk).
+Pixels labelled 255 do not count; a class that is neither labelled nor predicted anywhere has no IoU (NaN) and is left
+out of the mean.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from distill.labelled import LabelledFolder
+from pipeline.class_names import VOID
+from pipeline.models import Segmenter
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """Figures of one model on one folder."""
+
+    miou: float
+    pixel_accuracy: float
+    iou: dict[str, float]
+    """By class name; NaN for a class that is neither labelled nor predicted."""
+    images: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; NaN becomes None, which JSON can hold."""
+        iou = {name: None if math.isnan(value) else value for name, value in self.iou.items()}
+        return {"miou": self.miou, "pixel_accuracy": self.pixel_accuracy, "iou": iou, "images": self.images}
+
+
+def summarise(confusion_KK: Tensor, class_names: tuple[str, ...], images: int) -> Evaluation:
+    """Figures of a confusion matrix (rows: label, columns: prediction)."""
+    confusion = confusion_KK.double().cpu()
+    hits = confusion.diag()
+    iou = hits / (confusion.sum(dim=0) + confusion.sum(dim=1) - hits)  # 0 / 0 = NaN: absent
+    return Evaluation(
+        miou=float(iou.nanmean()),
+        pixel_accuracy=float(hits.sum() / confusion.sum()),
+        iou=dict(zip(class_names, iou.tolist(), strict=True)),
+        images=images,
+    )
+
+
+@torch.inference_mode()
+def evaluate(model: Segmenter, data: LabelledFolder, *, batch_size: int = 8) -> Evaluation:
+    """Predict every image at the model's input size and compare at the label's own size.
+
+    Raises:
+        DataError: an unreadable file, or a label that the model has no class for.
+    """
+    device = model.mean_3HW.device
+    matrix = MulticlassConfusionMatrix(model.spec.num_classes, ignore_index=VOID).to(device)
+    training = model.training
+    model.eval()
+    for indices, images_N3HW in _input_batches(data, model.spec.image_size, batch_size):
+        for index, logits_KHW in zip(indices, model(images_N3HW.to(device)), strict=True):
+            label = torch.from_numpy(data.checked_label(index, model.spec.num_classes).copy()).long().to(device)
+            logits = F.interpolate(logits_KHW[None], size=label.shape, mode="bilinear", align_corners=False)
+            matrix.update(logits.argmax(dim=1), label[None])
+    model.train(training)
+    return summarise(matrix.compute(), model.spec.class_names, len(data))
+
+
+def _input_batches(
+    data: LabelledFolder, image_size: tuple[int, int], batch_size: int
+) -> Iterator[tuple[range, Tensor]]:
+    height, width = image_size
+    for start in range(0, len(data), batch_size):
+        indices = range(start, min(start + batch_size, len(data)))
+        images = [data.image(index).resize((width, height), Image.Resampling.BILINEAR) for index in indices]
+        yield indices, to_tensor([np.asarray(image) for image in images])
+
+
+@torch.inference_mode()
+def agreement(student: Segmenter, teacher: Segmenter, batches: Iterable[Tensor]) -> Evaluation:
+    """Evaluate the student with the teacher's predictions as labels, on batches of uint8 images [N, 3, H, W]."""
+    device = student.mean_3HW.device
+    matrix = MulticlassConfusionMatrix(student.spec.num_classes).to(device)
+    training, images = student.training, 0
+    student.eval()
+    for images_N3HW in batches:
+        on_device = images_N3HW.to(device)
+        matrix.update(student(on_device).argmax(dim=1), teacher(on_device).argmax(dim=1))
+        images += len(images_N3HW)
+    student.train(training)
+    return summarise(matrix.compute(), student.spec.class_names, images)
+
+
+def to_tensor(images: list[Any]) -> Tensor:
+    """Stack uint8 images [H, W, 3] to [N, 3, H, W]; channels last in memory, which is what the networks want."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)

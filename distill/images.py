@@ -1,0 +1,85 @@
+"""The selected images: found through the corpus that the score store recorded, decoded, and kept while memory allows.
+
+Shapes: N images of the selection.
+"""
+
+import dataclasses
+import threading
+from collections.abc import Sequence
+from types import TracebackType
+
+from PIL import Image
+
+from pipeline.corpora import Corpus, ImageReader
+from pipeline.decoding import decode_rgb
+from pipeline.selecting import scores_fingerprint
+from storage.errors import CorpusError, ImageError, SelectionError
+from storage.scores import ScoreStore
+from storage.selection import Selection
+
+CACHE_BYTES = 1 << 30
+
+
+class SelectedImages:
+    """Upright RGB images by their place in the selection. A context manager: it holds files open."""
+
+    def __init__(self, store: ScoreStore, selection: Selection, root: str | None = None) -> None:
+        """Check the selection against the store and find the corpus.
+
+        Raises:
+            SelectionError: the selection was made from other scores.
+            CorpusError: the corpus is not where it was scored, nor at ``root``.
+        """
+        check_selection(store, selection)
+        self.rows: Sequence[int] = [int(row) for row in selection.table["row"]]
+        corpus = Corpus(**store.attributes["corpus"])
+        if root:
+            corpus = dataclasses.replace(corpus, root=root)
+        self._keys = list(selection.table["key"])
+        self._reader = ImageReader(corpus, store.manifest())
+        self._cache: dict[int, Image.Image] = {}
+        self._room = CACHE_BYTES
+        self._lock = threading.Lock()
+        self[0]
+
+    def __enter__(self) -> "SelectedImages":
+        self._reader.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._reader.__exit__(kind, error, trace)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int) -> Image.Image:
+        """Decode the image at a place. Raises CorpusError where its file changed since it was scored."""
+        cached = self._cache.get(place)
+        if cached is not None:
+            return cached
+        try:
+            image = decode_rgb(self._reader.read(self.rows[place]))
+        except ImageError as error:
+            raise CorpusError(
+                f"{self._keys[place]} could be read when it was scored and cannot now ({error}); score the corpus again"
+            ) from error
+        size = 3 * image.width * image.height
+        with self._lock:
+            if size <= self._room:
+                self._cache[place] = image
+                self._room -= size
+        return image
+
+
+def check_selection(store: ScoreStore, selection: Selection) -> None:
+    """Raise SelectionError where a selection was not made from this store's scores."""
+    if selection.about.get("scores") != scores_fingerprint(store):
+        raise SelectionError(f"the selection was made from other scores than {store.path}; run dfss-select again")
+
+
+def hold_back(count: int, share: float = 0.05, most: int = 64) -> list[int]:
+    """Places of a selection to keep out of training and judge agreement on: evenly spread over the ranks."""
+    held = min(most, int(count * share))
+    return [round((index + 0.5) * count / held) for index in range(held)]

@@ -1,0 +1,89 @@
+"""Labelled images in two folders: ``images/NAME.jpg`` and ``labels/NAME.png`` (class ids, 255 = void).
+
+Shapes: H x W pixels of one image.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.class_names import VOID, find_class_names
+from pipeline.decoding import decode_rgb
+from storage.errors import DataError, ImageError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class LabelledFolder:
+    """Pairs of an image and a label file, in the order of their names."""
+
+    root: Path
+    images: tuple[Path, ...]
+    labels: tuple[Path, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def image(self, index: int) -> Image.Image:
+        """Read an image, upright and RGB."""
+        try:
+            return decode_rgb(self.images[index].read_bytes())
+        except ImageError as error:
+            raise DataError(f"{self.images[index]}: {error}; replace or remove it and its label") from error
+
+    def label(self, index: int) -> NDArray[np.uint8]:
+        """Read class ids, [H, W]."""
+        path = self.labels[index]
+        try:
+            with Image.open(path) as file:
+                label = np.asarray(file)
+        except (OSError, SyntaxError) as error:
+            raise DataError(f"{path} cannot be read as a label image; write single-channel PNG") from error
+        if label.ndim != 2 or label.dtype != np.uint8:
+            raise DataError(f"{path} has shape {label.shape} of {label.dtype}; write single-channel 8-bit class ids")
+        return label
+
+    def checked_label(self, index: int, num_classes: int) -> NDArray[np.uint8]:
+        """Read class ids, [H, W], and make sure that a model of ``num_classes`` knows them all."""
+        label = self.label(index)
+        known = label[label != VOID]
+        if known.size and known.max() >= num_classes:
+            raise DataError(
+                f"{self.labels[index]} has class {known.max()}, the model only 0 to {num_classes - 1}; "
+                "evaluate it on data with its own classes"
+            )
+        return label
+
+
+def open_labelled(root: str | Path) -> LabelledFolder:
+    """List a folder. Raises DataError where images/ or labels/ is missing, empty, or they do not match."""
+    root = Path(root)
+    for part in ("images", "labels"):
+        if not (root / part).is_dir():
+            raise DataError(f"no folder {root / part}; labelled data is a folder with images/ and labels/")
+    images = {path.stem: path for path in _files(root / "images")}
+    labels = {path.stem: path for path in _files(root / "labels")}
+    if not images:
+        raise DataError(f"{root / 'images'} holds no images")
+    if unpaired := sorted(images.keys() ^ labels.keys()):
+        part = "images" if unpaired[0] in images else "labels"
+        raise DataError(f"{root / part}/{unpaired[0]}.* has no partner of the same name in the other folder")
+    names = sorted(images)
+    return LabelledFolder(
+        root=root, images=tuple(images[name] for name in names), labels=tuple(labels[name] for name in names)
+    )
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
+
+
+def check_classes(data: LabelledFolder, num_classes: int, *, model: str) -> None:
+    """Refuse a model whose class count differs from the data's classes.txt, where there is one."""
+    names = find_class_names(data.root)
+    if names is not None and len(names) != num_classes:
+        raise DataError(
+            f"{model} has {num_classes} classes, {data.root} has {len(names)}; use a model of the same classes"
+        )

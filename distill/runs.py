@@ -1,0 +1,135 @@
+"""A run's folder: model, metrics, settings, curves, and the checkpoint that an interrupted run continues from.
+
+Checkpoints are read with ``weights_only`` and hold tensors and plain values, so a foreign one can do no harm.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch.optim import Optimizer
+
+from pipeline.models import Segmenter, save_model
+from storage.errors import SettingsError
+from storage.files import publish, remove
+
+# What may change between the two halves of a run without changing the model it ends with.
+FREE_SETTINGS = {"resume", "overwrite", "out", "val", "eval_every", "checkpoint_every", "device", "root"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Where one training run keeps what it makes."""
+
+    path: Path
+    model_name: str
+
+    @property
+    def model(self) -> Path:
+        """The model file that the run ends with."""
+        return self.path / self.model_name
+
+    @property
+    def checkpoint(self) -> Path:
+        """Weights, optimiser state and step."""
+        return self.path / "checkpoint.pt"
+
+    @property
+    def settings(self) -> Path:
+        """What the run was told, to compare when it is resumed."""
+        return self.path / "settings.json"
+
+    @property
+    def metrics(self) -> Path:
+        """The last step's figures."""
+        return self.path / "metrics.json"
+
+    @property
+    def curves(self) -> Path:
+        """Figures by step, as dvclive writes and DVC plots them."""
+        return self.path / "curves"
+
+    @property
+    def selection(self) -> Path:
+        """The images that a student was distilled on."""
+        return self.path / "selection.parquet"
+
+    def claim(self, settings: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
+        """Make the folder ready for a run with these settings.
+
+        Raises:
+            SettingsError: it holds a run and neither flag was given, or a run with other settings is to be resumed.
+        """
+        wanted = json.loads(json.dumps({name: v for name, v in settings.items() if name not in FREE_SETTINGS}))
+        if self.settings.exists() and not resume and not overwrite:
+            raise SettingsError(
+                f"{self.path} already holds a run; --resume continues it, --overwrite replaces it, "
+                "--out puts this one elsewhere"
+            )
+        held = json.loads(self.settings.read_text()) if self.settings.exists() else wanted
+        if not resume or held != wanted:
+            if not overwrite and held != wanted:
+                raise SettingsError(f"{self.path} was begun with {difference(held, wanted)}; --overwrite starts afresh")
+            self._clear()
+        write_json(self.settings, wanted)
+
+    def _clear(self) -> None:
+        # Only what a run makes: the folder may be one where the user keeps other things.
+        for path in (self.model, self.checkpoint, self.metrics, self.curves, self.selection, self.settings):
+            remove(path)
+
+    def save_checkpoint(self, step: int, model: Segmenter, optimizer: Optimizer) -> None:
+        """Publish the state after ``step`` steps."""
+        state = {"step": step, "model": model.network.state_dict(), "optimizer": optimizer.state_dict()}
+        with publish(self.checkpoint) as partial:
+            torch.save(state, partial)
+
+    def load_checkpoint(self, model: Segmenter, optimizer: Optimizer) -> int:
+        """Restore the newest checkpoint; returns the number of steps done, 0 where there is none."""
+        if not self.checkpoint.exists():
+            return 0
+        state = torch.load(self.checkpoint, map_location=model.mean_3HW.device, weights_only=True)
+        model.network.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        return int(state["step"])
+
+    def finish(self, model: Segmenter, metrics: Mapping[str, Any]) -> None:
+        """Publish the model and its figures."""
+        save_model(model, self.model)
+        write_json(self.metrics, metrics)
+
+
+def difference(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Name the settings in which two runs differ: ``lr=0.1 (now 0.01)``."""
+    names = [name for name in sorted(held.keys() | wanted.keys()) if held.get(name) != wanted.get(name)]
+    return ", ".join(f"{name}={held.get(name)} (now {wanted.get(name)})" for name in names)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Publish JSON; the same values give the same bytes."""
+    with publish(path) as partial:
+        partial.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+
+
+@contextmanager
+def curve_log(folder: Path, *, step: int) -> Iterator[Any]:
+    """A dvclive log of figures by step, to be continued at ``step``: what a killed run logged after it is forgotten."""
+    from dvclive.live import Live  # half a second to import
+
+    class Curves(Live):
+        """Live, but it stays out of the user's folder: no ``dvc init``, no git commit needed, no experiment saved."""
+
+        def _init_dvc(self) -> None:
+            self._dvc_file = "dvc.yaml"
+
+    for table in folder.glob("plots/metrics/**/*.tsv"):
+        rows = pd.read_csv(table, sep="\t")
+        rows[rows["step"] <= step].to_csv(table, sep="\t", index=False)
+    with Curves(dir=str(folder), resume=step > 0, report=None, save_dvc_exp=False, dvcyaml=None) as live:
+        yield live
+    (folder / "metrics.json").unlink()  # the run's own metrics.json says more

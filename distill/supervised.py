@@ -1,0 +1,99 @@
+"""Supervised training on labelled images: the teacher of a reproduction, and the reference that knows the labels.
+
+Loss: pixel-wise cross-entropy, void pixels left out.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from distill.evaluation import Evaluation, evaluate, to_tensor
+from distill.labelled import LabelledFolder, check_classes, open_labelled
+from distill.ordering import epoch_slice
+from distill.runs import RunFolder
+from distill.settings import TrainSettings
+from distill.training import Training, TrainingStep
+from distill.views import View, ViewSettings, crop_image, crop_label, draw_view, light_images
+from pipeline.builders import resolve_builder
+from pipeline.class_names import VOID, find_class_names, read_class_names
+from pipeline.devices import pick_device
+from pipeline.models import ModelSpec, Segmenter, build_model
+from pipeline.settings import parse_size
+from storage.errors import DataError
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LabelledBatch:
+    """Views of labelled images."""
+
+    images_N3HW: Tensor
+    labels_NHW: Tensor
+    views: tuple[View, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Supervised:
+    """Objective: predict the labels."""
+
+    data: LabelledFolder
+    val: LabelledFolder | None
+    views: ViewSettings
+    settings: TrainSettings
+    num_classes: int
+
+    def batch(self, step: int) -> LabelledBatch:
+        """Views of the images whose turn it is: every image once per epoch, in a new order each time."""
+        images, labels, views = [], [], []
+        for slot, index in enumerate(epoch_slice(len(self.data), step, self.settings.batch_size, self.settings.seed)):
+            rng = np.random.default_rng([self.settings.seed, step, slot])
+            image = self.data.image(index)
+            view = draw_view(rng, image.size, self.views)
+            label = self.data.checked_label(index, self.num_classes)
+            if label.shape != (image.height, image.width):
+                raise DataError(
+                    f"{self.data.labels[index]} is not the size of its image; labels must match pixel by pixel"
+                )
+            images.append(crop_image(image, view, self.views))
+            labels.append(crop_label(label, view, self.views))
+            views.append(view)
+        return LabelledBatch(to_tensor(images), torch.from_numpy(np.stack(labels)), tuple(views))
+
+    def loss(self, model: Segmenter, batch: LabelledBatch, progress: float) -> Tensor:
+        """Mean cross-entropy over labelled pixels."""
+        device = model.mean_3HW.device
+        logits = model(light_images(batch.images_N3HW.to(device), batch.views))
+        labels = batch.labels_NHW.to(device).long()
+        pixels = (labels != VOID).sum().clamp(min=1)  # a batch of nothing but void must not give NaN
+        return F.cross_entropy(logits.float(), labels, ignore_index=VOID, reduction="sum") / pixels
+
+    def evaluate(self, model: Segmenter) -> Evaluation | None:
+        """IoU on the validation folder."""
+        return evaluate(model, self.val, batch_size=self.settings.batch_size) if self.val else None
+
+
+def train(settings: TrainSettings) -> Iterator[TrainingStep]:
+    """Train a model on labelled images; its run folder then holds ``model.safetensors``."""
+    data = open_labelled(settings.data)
+    val = open_labelled(settings.val) if settings.val else None
+    names = read_class_names(settings.class_names) if settings.class_names else find_class_names(settings.data)
+    if names is None:
+        raise DataError(f"no classes.txt in {settings.data} or above it; give --class-names")
+    for labelled in (data, val):
+        if labelled is not None:
+            check_classes(labelled, len(names), model="the model")
+    height, width = parse_size(settings.image_size)
+    torch.manual_seed(settings.seed)
+    spec = ModelSpec(
+        builder=resolve_builder(settings.builder), num_classes=len(names), class_names=names, image_size=(height, width)
+    )
+    model = build_model(spec, pretrained_backbone=settings.pretrained_backbone).to(pick_device(settings.device))
+    folder = RunFolder(Path(settings.out), "model.safetensors")
+    folder.claim(dataclasses.asdict(settings), resume=settings.resume, overwrite=settings.overwrite)
+    views = ViewSettings(height=height, width=width, min_scale=settings.min_scale, jitter=settings.jitter)
+    objective = Supervised(data=data, val=val, views=views, settings=settings, num_classes=len(names))
+    yield from Training(model=model, objective=objective, settings=settings, folder=folder).run()

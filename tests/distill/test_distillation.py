@@ -1,0 +1,236 @@
+"""Stage two from a store to a student, and runs that are interrupted."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import NAMES, tiny_model, tiny_spec
+
+from distill.distillation import distill, find_selection
+from distill.images import SelectedImages, hold_back
+from distill.settings import DistillSettings, TrainSettings
+from distill.supervised import train
+from pipeline.models import load_model, save_model
+from pipeline.scoring import Scoring
+from pipeline.selecting import make_selection, select
+from pipeline.settings import ScoreSettings, SelectSettings
+from storage.errors import CorpusError, DataError, ModelError, SelectionError, SettingsError, StoreError
+from storage.scores import ScoreStore, open_complete
+
+
+@pytest.fixture
+def store(image_folder: Path, teacher_file: Path) -> ScoreStore:
+    settings = ScoreSettings(corpus=str(image_folder), teacher=str(teacher_file), layers="all", device="cpu")
+    for _ in Scoring(settings).run():
+        pass
+    return open_complete(Path(settings.out))
+
+
+def settings(**changes: Any) -> DistillSettings:
+    fields: dict[str, Any] = {
+        "student": "tiny_models:tiny", "steps": 12, "batch_size": 4, "checkpoint_every": 5, "eval_every": 6,
+        "budget": "1.0", "device": "cpu", "out": "run",
+    }  # fmt: skip
+    return DistillSettings(**{**fields, **changes})
+
+
+def run(steps: Iterator[Any]) -> None:
+    for _ in steps:
+        pass
+
+
+def test_a_student_comes_closer_to_the_teacher(store: ScoreStore) -> None:
+    run(distill(settings(steps=150, lr=0.01, eval_every=50)))
+    curve = pd.read_csv("run/curves/plots/metrics/loss.tsv", sep="\t")
+    assert curve["loss"].iloc[-3:].mean() < 0.5 * curve["loss"].iloc[:3].mean()
+    metrics = json.loads(Path("run/metrics.json").read_text())
+    assert metrics["steps"] == 150
+    assert metrics["images"] == len(hold_back(23)) == 1
+    student = load_model("run/student.safetensors")
+    assert student.spec.class_names == NAMES
+    assert not Path(".dvc").exists()
+
+
+@pytest.mark.parametrize("weighting", ["wdpd", "static", "uniform", "reversed"])
+@pytest.mark.parametrize("by_sampling", [False, True])
+def test_every_weighting_trains(weighting: str, by_sampling: bool, store: ScoreStore) -> None:
+    run(distill(settings(weighting=weighting, by_sampling=by_sampling, steps=4, pacing="step", normalization="minmax")))
+    assert Path("run/student.safetensors").exists()
+
+
+def test_labels_replace_agreement_where_they_are_given(store: ScoreStore, labelled_folder: Path) -> None:
+    run(distill(settings(val=str(labelled_folder))))
+    metrics = json.loads(Path("run/metrics.json").read_text())
+    assert metrics["images"] == 6
+    miou = pd.read_csv("run/curves/plots/metrics/miou.tsv", sep="\t")
+    assert list(miou["step"]) == [6, 12]
+    assert miou["miou"].iloc[-1] == pytest.approx(metrics["miou"], rel=1e-6)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "checkpoint.pt"
+    }
+
+
+def test_a_run_that_is_interrupted_and_resumed_ends_with_the_same_student_and_curves(store: ScoreStore) -> None:
+    run(distill(settings(out="whole", by_sampling=True)))
+    steps = distill(settings(out="halved", by_sampling=True))
+    for step in steps:
+        if step.done == 8:  # three steps after the checkpoint
+            break
+    steps.close()  # type: ignore[attr-defined]
+    assert not Path("halved/student.safetensors").exists()
+    run(distill(settings(out="halved", by_sampling=True, resume=True)))
+    assert files(Path("halved")) == files(Path("whole"))
+
+
+def test_the_same_seed_gives_the_same_student_and_another_seed_another(store: ScoreStore) -> None:
+    for out, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run(distill(settings(out=out, seed=seed, steps=3)))
+    a, b, c = (Path(out, "student.safetensors").read_bytes() for out in "abc")
+    assert a == b != c
+
+
+def test_a_run_is_not_lost_by_mistake(store: ScoreStore) -> None:
+    run(distill(settings(steps=3)))
+    before = files(Path("run"))
+    with pytest.raises(SettingsError, match="--resume continues it, --overwrite replaces it"):
+        run(distill(settings(steps=3)))
+    with pytest.raises(SettingsError, match=r"lr=0.001 \(now 0.1\)"):
+        run(distill(settings(steps=3, lr=0.1, resume=True)))
+    assert files(Path("run")) == before
+    Path("run/notes.txt").write_text("mine")
+    run(distill(settings(steps=3, lr=0.1, resume=True, overwrite=True)))
+    assert files(Path("run"))["student.safetensors"] != before["student.safetensors"]
+    assert Path("run/notes.txt").read_text() == "mine"
+
+
+def test_the_selection_beside_the_store_is_used_when_it_is_large_enough(store: ScoreStore) -> None:
+    _, written = select(SelectSettings(strategy="random", budget="9", seed=5))
+    found = find_selection(settings(budget=None), store)
+    assert list(found.table["row"]) == list(written.table["row"])
+    assert list(find_selection(settings(budget="4"), store).table["row"]) == list(written.table["row"][:4])
+    larger = find_selection(settings(budget="20"), store)
+    assert (larger.about["strategy"], len(larger)) == ("ads", 20)
+
+
+def test_without_any_selection_the_default_one_is_made(store: ScoreStore) -> None:
+    found = find_selection(settings(budget=None), store)
+    pd.testing.assert_frame_equal(found.table, make_selection(store, SelectSettings()).table)
+
+
+def test_a_selection_of_other_scores_is_refused_by_name_and_passed_over_beside_the_store(
+    store: ScoreStore, image_folder: Path, teacher_file: Path
+) -> None:
+    select(SelectSettings(budget="9"))
+    run_again = ScoreSettings(
+        corpus=str(image_folder),
+        teacher=str(teacher_file),
+        distance="paper",
+        layers="all",
+        overwrite=True,
+        device="cpu",
+    )
+    run(Scoring(run_again).run())
+    other = open_complete(store.path)
+    with pytest.raises(SelectionError, match="made from other scores"):
+        find_selection(settings(selection="selection.parquet"), other)
+    assert find_selection(settings(budget=None), other).about["strategy"] == "ads"
+
+
+def test_another_teacher_than_the_scores_is_refused(store: ScoreStore) -> None:
+    save_model(tiny_model(seed=3), Path("other.safetensors"))
+    with pytest.raises(ModelError, match="not the teacher that"):
+        run(distill(settings(teacher="other.safetensors")))
+
+
+def test_a_student_goes_on_from_a_model_file_of_the_same_classes_only(store: ScoreStore) -> None:
+    save_model(tiny_model(spec=tiny_spec(classes=("a", "b"))), Path("two.safetensors"))
+    with pytest.raises(ModelError, match="2 classes, the teacher 3"):
+        run(distill(settings(student="two.safetensors")))
+    run(distill(settings(student="teacher.safetensors", steps=2)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"shards": "absent.zarr"}, StoreError, "no scores in absent.zarr"),
+        ({"selection": "absent.parquet"}, SelectionError, "no selection absent.parquet"),
+        ({"budget": "24"}, SettingsError, "more than the 23 images"),
+        ({"student": "nonsense"}, ModelError, "unknown network 'nonsense'"),
+        ({"student": "tiny_models:picky"}, ModelError, "does not take 24x32 images"),
+        ({"val": "absent"}, DataError, "no folder absent/images"),
+        ({"root": "absent"}, CorpusError, "absent"),
+        ({"device": "cuda:9"}, SettingsError, "cuda:9 is not there"),
+    ],
+)
+def test_wrong_arguments_leave_no_run_behind(
+    changes: dict[str, Any], error: type[Exception], message: str, store: ScoreStore
+) -> None:
+    with pytest.raises(error, match=message) as caught:
+        run(distill(settings(**changes)))
+    assert "\n" not in str(caught.value)
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"steps": 0}, {"lr": 0.0}, {"temperature": 0.0}, {"min_scale": 2.0}, {"warmup": 1.0}]
+)
+def test_settings_are_checked_when_they_are_made(changes: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match=next(iter(changes))):
+        settings(**changes)
+
+
+def test_an_image_that_went_bad_after_scoring_is_named(store: ScoreStore, image_folder: Path) -> None:
+    selection = make_selection(store, SelectSettings(budget="1.0"))
+    second = str(selection.table["key"][1])
+    path = image_folder / second
+    path.write_bytes(b"x" * path.stat().st_size)
+    with SelectedImages(store, selection) as images, pytest.raises(CorpusError, match=second):
+        images[1]
+
+
+def test_a_corpus_that_moved_is_found_at_its_new_root(store: ScoreStore, image_folder: Path) -> None:
+    image_folder.rename(image_folder.with_name("moved"))
+    with pytest.raises(CorpusError):
+        run(distill(settings(steps=2)))
+    run(distill(settings(steps=2, root="moved")))
+
+
+def test_held_back_images_are_spread_over_the_ranks() -> None:
+    assert hold_back(10) == []
+    assert hold_back(100) == [10, 30, 50, 70, 90]
+    assert len(hold_back(100_000)) == 64
+    assert np.diff(hold_back(100_000)).std() < 1
+
+
+def test_supervised_training_learns_and_is_resumed_alike(labelled_folder: Path) -> None:
+    common: dict[str, Any] = {
+        "data": str(labelled_folder), "val": str(labelled_folder), "builder": "tiny_models:tiny", "image_size": "24x32",
+        "steps": 60, "batch_size": 4, "lr": 0.02, "checkpoint_every": 25, "eval_every": 30, "device": "cpu",
+    }  # fmt: skip
+    run(train(TrainSettings(**common, out="a")))
+    metrics = json.loads(Path("a/metrics.json").read_text())
+    assert metrics["pixel_accuracy"] > 0.7
+    steps = train(TrainSettings(**common, out="b"))
+    for step in steps:
+        if step.done == 40:
+            break
+    steps.close()  # type: ignore[attr-defined]
+    run(train(TrainSettings(**common, out="b", resume=True)))
+    assert files(Path("b")) == files(Path("a"))
+
+
+def test_gradients_reach_the_student_and_never_the_teacher(store: ScoreStore) -> None:
+    before = load_model("teacher.safetensors").network.state_dict()
+    run(distill(settings(steps=3)))
+    after = load_model("teacher.safetensors").network.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)

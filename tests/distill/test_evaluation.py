@@ -1,0 +1,114 @@
+"""mIoU against torchmetrics and against counting by hand."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import NAMES, tiny_model, tiny_spec
+from PIL import Image
+from torch.nn import functional as F
+from torchmetrics.classification import MulticlassJaccardIndex
+
+from distill.evaluation import agreement, evaluate, summarise
+from distill.judging import judge, named
+from distill.labelled import check_classes, open_labelled
+from distill.settings import EvalSettings
+from pipeline.models import Segmenter, load_model, save_model
+from storage.errors import DataError
+
+
+def test_iou_is_counted_as_by_hand_and_an_absent_class_is_left_out() -> None:
+    confusion = torch.tensor([[3, 1, 0], [2, 4, 0], [0, 0, 0]])
+    result = summarise(confusion, NAMES, images=1)
+    assert result.iou["sky"] == pytest.approx(3 / 6)
+    assert result.iou["road"] == pytest.approx(4 / 7)
+    assert np.isnan(result.iou["car"])
+    assert result.miou == pytest.approx((3 / 6 + 4 / 7) / 2)
+    assert result.pixel_accuracy == pytest.approx(0.7)
+
+
+def test_a_model_is_judged_as_torchmetrics_would_with_void_left_out(teacher: Segmenter, labelled_folder: Path) -> None:
+    data = open_labelled(labelled_folder)
+    height, width = teacher.spec.image_size
+    metric = MulticlassJaccardIndex(3, ignore_index=255)
+    for index in range(len(data)):
+        label = torch.from_numpy(data.label(index).copy()).long()
+        pixels = np.array(data.image(index).resize((width, height), Image.Resampling.BILINEAR))
+        with torch.no_grad():
+            logits = teacher(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+        logits = F.interpolate(logits, size=label.shape, mode="bilinear", align_corners=False)
+        metric.update(logits.argmax(1), label[None])
+    for batch_size in (1, 4):
+        assert evaluate(teacher, data, batch_size=batch_size).miou == pytest.approx(float(metric.compute()), rel=1e-5)
+
+
+def test_evaluation_leaves_the_model_in_the_mode_it_had(teacher: Segmenter, labelled_folder: Path) -> None:
+    teacher.train()
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    evaluate(teacher, open_labelled(labelled_folder))
+    assert teacher.training
+    for name, tensor in teacher.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
+
+
+def test_a_student_agrees_with_itself_wholly_and_with_another_less(teacher: Segmenter) -> None:
+    images = [torch.randint(0, 256, (3, 3, 24, 32), dtype=torch.uint8)]
+    assert agreement(teacher, teacher, images).pixel_accuracy == 1
+    assert agreement(tiny_model(seed=5), teacher, images).pixel_accuracy < 1
+
+
+def test_several_models_are_judged_by_name_and_written_as_json(
+    teacher_file: Path, labelled_folder: Path, tmp_path: Path
+) -> None:
+    settings = EvalSettings(
+        model=[f"a b={teacher_file}", str(teacher_file)], data=str(labelled_folder), json=str(tmp_path / "e.json")
+    )
+    results = judge(settings)
+    assert list(results) == ["a b", str(teacher_file)]
+    written = json.loads((tmp_path / "e.json").read_text())
+    assert written["a b"]["miou"] == pytest.approx(results["a b"].miou)
+
+
+def test_one_models_json_is_its_figures(teacher_file: Path, labelled_folder: Path, tmp_path: Path) -> None:
+    judge(EvalSettings(model=[str(teacher_file)], data=str(labelled_folder), json=str(tmp_path / "e.json")))
+    assert set(json.loads((tmp_path / "e.json").read_text())) == {"miou", "pixel_accuracy", "iou", "images"}
+
+
+def test_a_file_with_an_equals_sign_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a=b").touch()
+    assert named("a=b") == ("a=b", "a=b")
+    assert named("x=y") == ("x", "y")
+
+
+def test_a_label_without_a_class_names_its_file(teacher: Segmenter, labelled_folder: Path) -> None:
+    label = np.full((40, 56), 7, np.uint8)
+    Image.fromarray(label).save(labelled_folder / "labels" / "3.png")
+    with pytest.raises(DataError, match=r"labels/3\.png has class 7, the model only 0 to 2"):
+        evaluate(teacher, open_labelled(labelled_folder))
+
+
+def test_another_class_count_than_the_datas_is_refused(labelled_folder: Path, tmp_path: Path) -> None:
+    save_model(tiny_model(spec=tiny_spec(classes=("a", "b"))), tmp_path / "two.safetensors")
+    model = load_model(tmp_path / "two.safetensors")
+    with pytest.raises(DataError, match="two has 2 classes, .* has 3"):
+        check_classes(open_labelled(labelled_folder), model.spec.num_classes, model="two")
+
+
+@pytest.mark.parametrize("harm", ["no labels", "no partner", "empty", "not an image", "colour label"])
+def test_labelled_data_that_cannot_be_used_says_why(harm: str, teacher: Segmenter, labelled_folder: Path) -> None:
+    if harm == "no labels":
+        (labelled_folder / "labels").rename(labelled_folder / "masks")
+    elif harm == "no partner":
+        (labelled_folder / "labels" / "2.png").unlink()
+    elif harm == "empty":
+        for file in (labelled_folder / "images").iterdir():
+            file.unlink()
+    elif harm == "not an image":
+        (labelled_folder / "images" / "1.png").write_text("text")
+    else:
+        Image.new("RGB", (56, 40)).save(labelled_folder / "labels" / "1.png")
+    with pytest.raises(DataError) as caught:
+        evaluate(teacher, open_labelled(labelled_folder))
+    assert str(labelled_folder) in str(caught.value)

@@ -1,0 +1,50 @@
+"""WDPD's schedule and the draw in proportion to it."""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+
+from distill.weighting import WeightSchedule, draw, pace
+
+WEIGHTS = np.array([1.0, 0.75, 0.25, 0.0])
+
+
+def schedule(weighting: Any, pacing: Any = "linear") -> WeightSchedule:
+    return WeightSchedule(weights_N=WEIGHTS, weighting=weighting, pacing=pacing)
+
+
+def test_wdpd_goes_from_the_distance_weights_to_uniform() -> None:
+    wdpd = schedule("wdpd")
+    np.testing.assert_allclose(wdpd.at(0), WEIGHTS)
+    np.testing.assert_allclose(wdpd.at(0.25), 0.75 * WEIGHTS + 0.25)
+    np.testing.assert_allclose(wdpd.at(1), 1)
+
+
+@pytest.mark.parametrize("pacing", ["linear", "cosine", "step"])
+def test_every_pacing_rises_from_0_to_1(pacing: Any) -> None:
+    values = [pace(t, pacing) for t in np.linspace(0, 1, 50)]
+    assert (values[0], values[-1]) == (0, 1)
+    assert all(a <= b for a, b in itertools.pairwise(values))
+    assert pace(0.5, pacing) == pytest.approx(0.5)
+
+
+def test_the_baselines_are_uniform_static_and_reversed() -> None:
+    np.testing.assert_allclose(schedule("uniform").at(0.3), 1)
+    np.testing.assert_allclose(schedule("static").at(0.9), WEIGHTS)
+    np.testing.assert_allclose(schedule("reversed").at(0), 1 - WEIGHTS)
+    np.testing.assert_allclose(schedule("reversed").at(1), 1)
+
+
+def test_draws_follow_the_weights() -> None:
+    rng = np.random.default_rng(0)
+    counts = np.bincount([draw(WEIGHTS, 1, rng)[0] for _ in range(8000)], minlength=4)
+    np.testing.assert_allclose(counts / 8000, WEIGHTS / 2, atol=0.02)
+
+
+def test_a_batch_holds_distinct_images_while_enough_have_weight() -> None:
+    rng = np.random.default_rng(0)
+    assert sorted(draw(WEIGHTS, 3, rng)) == [0, 1, 2]
+    assert set(draw(WEIGHTS, 8, rng)) <= {0, 1, 2}
+    assert len(draw(np.zeros(4), 4, rng)) == 4
