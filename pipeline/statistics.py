@@ -139,13 +139,17 @@ def choose_layers(layers: Sequence[BatchNormLayer], wanted: str) -> list[BatchNo
 
 
 def default_layers(layers: Sequence[BatchNormLayer]) -> list[BatchNormLayer]:
-    """The deeper middle of the network: from 40 % to 80 % of the channels-before-the-coarsest-layer
-    (docs/method.md).
+    """The layers from 75 % to 80 % of the backbone's depth (docs/method.md says why); what follows need not run.
+
+    The backbone is what shares the first layer's top-level module (``backbone.``, ``encoder.``), or the whole network
+    where that is only a small part of it.
     """
-    coarsest = min(layer.positions for layer in layers)
-    encoder = list(layers[: 1 + max(i for i, layer in enumerate(layers) if layer.positions == coarsest)])
-    first, last = int(len(encoder) * 0.4), max(1, round(len(encoder) * 0.8))
-    return encoder[min(first, last - 1) : last]
+    top = layers[0].name.partition(".")[0]
+    backbone = [layer for layer in layers if layer.name.partition(".")[0] == top]
+    if len(backbone) < len(layers) / 3:
+        backbone = list(layers)
+    last = max(1, round(0.8 * len(backbone)))
+    return backbone[min(int(0.75 * len(backbone)), last - 1) : last]
 
 
 @contextmanager
