@@ -308,13 +308,14 @@ def tar_images(files: Files, path: str) -> Iterator[tuple[str, int, int]]:
                 break
             # tarfile keeps every header that it has seen: a gigabyte per million images.
             tar.members.clear()  # type: ignore[attr-defined]
-            stop = member.offset_data + (member.size if member.isreg() else 0)
+            # A sparse member's bytes do not lie in one piece, and its size is not what they take.
+            is_plain = member.isreg() and not member.issparse()
+            stop = member.offset_data + (member.size if is_plain else 0)
             if not position < member.offset_data <= stop <= end:
                 logger.warning("%s is cut off in member %s; what comes before is used", path, member.name)
                 return
             position = member.offset_data
-            # A sparse member's bytes do not lie in one piece.
-            if member.isreg() and not member.issparse() and is_image(member.name):
+            if is_plain and is_image(member.name):
                 yield member.name, member.offset_data, member.size
         stream.seek(tar.offset)
         if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
