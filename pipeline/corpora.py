@@ -24,21 +24,8 @@ from typing import Literal, Self
 import numpy as np
 
 from pipeline.catalogue import catalogue, close_names, expand_braces, find_known, is_glob, match, split_pattern
-from pipeline.readers import (
-    COMPRESSED,
-    IMAGE_EXTENSIONS,
-    Files,
-    ParquetImages,
-    is_hidden,
-    is_image,
-    is_url,
-    join,
-    open_files,
-    parquet_file,
-    parquet_keys,
-    tar_images,
-    walk_images,
-)
+from pipeline.containers import COMPRESSED, ParquetImages, parquet_file, parquet_keys, tar_images
+from pipeline.readers import IMAGE_EXTENSIONS, Files, is_hidden, is_image, is_url, join, open_files, walk_images
 from storage.errors import CorpusError, DFSSError, ImageError
 from storage.manifest import Manifest, distinct_keys, key_to_path, path_to_key
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import readers
+from pipeline import containers, readers
 from pipeline.corpora import Corpus, ImageReader, list_images, resolve_corpus
 from storage.errors import CorpusError, ImageError
 
@@ -500,19 +500,19 @@ class TestParquet:
     def test_reading_in_order_reads_each_row_group_once_even_by_threads(self, tmp_path, monkeypatch):
         self.write(tmp_path / "a.parquet", {"image": list(self.IMAGES)})
         self.write(tmp_path / "b.parquet", {"image": list(self.IMAGES)[::-1]})
-        corpus, groups, plain = resolve_corpus(str(tmp_path)), [], readers._read_group
+        corpus, groups, plain = resolve_corpus(str(tmp_path)), [], containers._read_group
 
         def counted(file, group, column):
             groups.append(group)
             return plain(file, group, column)
 
-        monkeypatch.setattr(readers, "_read_group", counted)
+        monkeypatch.setattr(containers, "_read_group", counted)
         with ImageReader(corpus, list_images(corpus)) as reader, ThreadPoolExecutor(4) as pool:
             assert list(pool.map(reader.read, range(100))) == [*self.IMAGES, *self.IMAGES[::-1]]
         assert sorted(groups) == sorted([*range(7), *range(7)])
 
     def test_the_cache_is_bounded(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(readers, "PARQUET_CACHE_BYTES", 1)
+        monkeypatch.setattr(containers, "PARQUET_CACHE_BYTES", 1)
         self.write(tmp_path / "a.parquet", {"image": list(self.IMAGES)})
         corpus = resolve_corpus(str(tmp_path))
         with ImageReader(corpus, list_images(corpus)) as reader:
