@@ -1,7 +1,7 @@
 """What a selection consists of, counted afterwards from the manifest that no selection may read.
 
-``python sources.py --manifest wild/manifest.csv --out sources.csv selections/ads.parquet ...`` prints and writes, for every
-source, its share of the wild images and of each selection; the last row counts the images that the manifest calls a street.
+``python sources.py --manifest wild/manifest.csv --out sources.csv selections/ads.parquet ...`` prints and writes, for
+every source, its share of the wild images and of each selection; the last row counts what the manifest calls a street.
 """
 
 import argparse
