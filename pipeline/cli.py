@@ -3,7 +3,8 @@
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.settings import ImportSettings, ScoreSettings, SelectSettings, WorldSettings
+from pipeline.settings import ImportSettings, ScoreSettings, SelectSettings
+from pipeline.world.settings import WorldSettings
 from storage.commandline import Command, track
 
 
@@ -60,7 +61,7 @@ def _import(settings: ImportSettings) -> None:
 def _make_world(settings: WorldSettings) -> None:
     from pathlib import Path
 
-    from pipeline.world import make_world as run
+    from pipeline.world.writing import make_world as run
 
     run(Path(settings.out), settings=settings)
     _say(

@@ -125,11 +125,3 @@ def parse_budget(text: str) -> int | float:
     if not (budget >= 1 if isinstance(budget, int) else 0 < budget <= 1):
         raise SettingsError(f"--budget {text} must be a count of at least 1, or a fraction above 0 and at most 1")
     return budget
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class WorldSettings:
-    out: Annotated[str, "x"] = "data/world"
-    private: Annotated[int, "x"] = 1
-    validation: Annotated[int, "x"] = 1
-    wild: Annotated[int, "x"] = 1
