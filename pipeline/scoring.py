@@ -9,7 +9,7 @@ Shapes: N images of a batch, S rows of a work unit, L monitored layers, D embedd
 import dataclasses
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,7 @@ from storage.scores import (
     ShardScores,
     create_store,
     exclusive,
+    is_store,
     open_store,
     settings_difference,
     sweep,
@@ -192,8 +193,11 @@ class Scoring:
             StoreError: the store was made with other settings, or another run is writing it.
         """
         path = Path(self.settings.out)
-        store = self._open(path)
-        with exclusive(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as held:
+            with exclusive(path.parent, wait=True):  # two runs must not create one store at the same moment
+                store = self._open(path)
+                held.enter_context(exclusive(path))
             sweep(path)
             if self.settings.retry_failed:
                 store.reopen_failed()
@@ -211,8 +215,8 @@ class Scoring:
                 store = open_store(path, writable=True)
                 differs = settings_difference(store.attributes, wanted)
             except StoreError as error:
-                if not self.settings.overwrite or not (path / "zarr.json").exists():
-                    raise  # never replace something that is no store at all
+                if not self.settings.overwrite or not is_store(path):
+                    raise  # never replace something that is no store of ours
                 differs = str(error)
             if differs is None:
                 return store

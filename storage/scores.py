@@ -199,6 +199,14 @@ def open_store(path: Path, *, writable: bool = False) -> ScoreStore:
     return ScoreStore(path, group)
 
 
+def is_store(path: Path) -> bool:
+    """Whether a folder is a score store, of this schema or another, complete or not."""
+    try:
+        return "schema_version" in zarr.open_group(path, mode="r", zarr_format=3).attrs
+    except (FileNotFoundError, ValueError, KeyError):
+        return False
+
+
 def open_complete(path: Path) -> ScoreStore:
     """Open a store for reading its scores. Raises StoreError where some are still missing."""
     store = open_store(path)
@@ -230,16 +238,16 @@ def _short(value: Any) -> str:
 
 
 @contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Hold a store's folder for writing. The claim is the kernel's, so it ends with the process, however that ends.
+def exclusive(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold a folder for writing. The claim is the kernel's, so it ends with the process, however that ends.
 
     Raises:
-        StoreError: another process holds it.
+        StoreError: another process holds it, and ``wait`` is false.
     """
     handle = os.open(path, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise StoreError(f"another run is writing {path}; wait for it to end, or give another --out") from None
         yield

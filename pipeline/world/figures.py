@@ -183,7 +183,7 @@ def paint_pole(
         return
     drawing = _Drawing.on(patch)
     sun = 1.2 * sun_from_right(camera, light)
-    drawing.limb((0.0, 0.0, 0.0, height), rng.uniform(0.06, 0.11), METAL, sun)
+    drawing.limb((0.0, 0.0, 0.0, height), rng.uniform(0.07, 0.13), METAL, sun)
     (_lamp_head, _sign, _signals)[kind](drawing, height, reach, rng)
     grey, hue = rng.uniform(0.25, 0.7), int(rng.integers(4))
     boards = ((0.80, 0.78, 0.74), (0.16, 0.30, 0.62), (0.70, 0.60, 0.16), (0.62, 0.16, 0.14))

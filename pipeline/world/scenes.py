@@ -41,9 +41,9 @@ class _Scene:
         lit = self.street.sunlit(across, height, np.array([z], dtype=np.float32), self.light.towards_sun)
         return float(lit[0])
 
-    def crowded(self, x: float, z: float) -> bool:
-        """Whether a thing there would fill the picture."""
-        return z < 9.0 and abs(x - self.camera.position[0]) < 1.6 and z > -1.0
+    def crowded(self, x: float, z: float, *, clear: float = 9.0) -> bool:
+        """Whether a thing there would fill the picture: straight before the camera and nearer than ``clear``."""
+        return z < clear and abs(x - self.camera.position[0]) < 1.6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -203,12 +203,12 @@ def _persons(scene: _Scene) -> Iterator[_Thing]:
     """Persons: most on the pavements, some in pairs, some on the road."""
     street, style, rng = scene.street, scene.style, scene.rng
     for _ in range(int(rng.integers(style.persons[0], style.persons[1] + 1))):
-        z = 4.0 + 34.0 * rng.random() ** 1.5
+        z = 3.2 + 26.0 * rng.random() ** 1.6
         walk = rng.uniform(street.half_width + 0.4, street.facade - 0.3) * float(rng.choice([-1, 1]))
-        across = walk if rng.random() < 0.8 else rng.uniform(-street.half_width, street.half_width)
+        across = walk if rng.random() < 0.75 else rng.uniform(-street.half_width, street.half_width)
         for place in range(1 + int(rng.random() < 0.2)):
             x = street.offset(z) + across + 0.6 * place
-            if not scene.crowded(x, z):
+            if not scene.crowded(x, z, clear=5.0):
                 spots = _cast(scene, x, z, low=0.0, high=1.7, radius=0.22)
                 yield _Thing(z=z, paint=_figure(paint_person, scene, x, z, at=1.0), shadows=spots)
 

@@ -69,7 +69,7 @@ class Style:
     tree_height: Range = (4.0, 9.5)
     leaves: tuple[Colour, ...] = LEAVES
     conifers: float = 0.12
-    persons: tuple[int, int] = (2, 10)
+    persons: tuple[int, int] = (5, 16)
     poles: tuple[int, int] = (3, 9)
     ground: tuple[Colour, Colour] = ((0.36, 0.36, 0.37), (0.55, 0.54, 0.52))
     """Mean colours of road and pavement."""

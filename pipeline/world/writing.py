@@ -40,6 +40,7 @@ def make_world(out: Path, *, settings: WorldSettings) -> None:
     Raises:
         SettingsError: If ``out`` holds something other than a world.
     """
+    out = out.resolve()
     _check_replaceable(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
@@ -51,6 +52,8 @@ def make_world(out: Path, *, settings: WorldSettings) -> None:
         (new / "private" / "classes.txt").write_text(classes, encoding="utf-8", newline="\n")
         _write_wild(new, settings)
         if out.exists():
+            for hidden in out.glob(".*"):
+                hidden.replace(new / hidden.name)  # such as the .gitignore that DVC keeps beside its outputs
             out.replace(old)
         new.replace(out)
     logger.info("made a world of %d images in %s", settings.private + settings.validation + settings.wild, out)
@@ -58,9 +61,10 @@ def make_world(out: Path, *, settings: WorldSettings) -> None:
 
 def _check_replaceable(out: Path) -> None:
     """Refuses to replace anything that is not a world, for it may be somebody's work."""
-    if out.is_dir() and ((out / SOURCES).is_file() or not any(out.iterdir())):
+    if not out.exists():
         return
-    if out.exists():
+    is_world = (out / SOURCES).is_file()
+    if not is_world and not (out.is_dir() and all(path.name.startswith(".") for path in out.iterdir())):
         raise SettingsError(f"{out} exists and is not a world; choose another folder, or remove it first")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 from conftest import HEIGHT, WIDTH, command_environment, command_line, draw_image, tiny_model
 from PIL import Image
 
@@ -186,6 +187,22 @@ def test_a_folder_that_is_no_store_is_never_replaced(image_folder: Path, teacher
     with pytest.raises(StoreError, match="not a score store"):
         score(settings(image_folder, teacher_file, out=str(precious), overwrite=True))
     assert tree(precious) == {"a.jpg": b"mine"}
+    other = tmp_path / "other.zarr"
+    zarr.create_group(other).create_array("mine", data=np.arange(3))
+    before = tree(other)
+    with pytest.raises(StoreError, match="score schema None"):
+        score(settings(image_folder, teacher_file, out=str(other), overwrite=True))
+    assert tree(other) == before
+
+
+def test_a_store_of_an_older_schema_is_replaced_when_told(image_folder: Path, teacher_file: Path) -> None:
+    path = Path(score(settings(image_folder, teacher_file)).settings.out)
+    before = tree(path)
+    zarr.open_group(path, mode="r+").attrs["schema_version"] = 0
+    with pytest.raises(StoreError, match="score schema 0"):
+        score(settings(image_folder, teacher_file))
+    score(settings(image_folder, teacher_file, overwrite=True))
+    assert tree(path) == before
 
 
 def test_two_runs_on_one_store_do_not_mix(image_folder: Path, teacher_file: Path) -> None:
