@@ -90,6 +90,26 @@ class Scorer:
         )
 
 
+def make_scorer(settings: ScoreSettings) -> Scorer:
+    """Load the teacher and choose its layers.
+
+    Raises:
+        ModelError: the teacher is missing, has no BatchNorm, or lacks a layer asked for.
+        SettingsError: the device is not there.
+    """
+    device = pick_device(settings.device)
+    teacher = load_model(settings.teacher).to(device)
+    layers = choose_layers(find_layers(teacher), settings.layers)
+    return Scorer(
+        teacher=teacher,
+        layers=layers,
+        kind=settings.distance,
+        embedder=Embedder.create(layers[-1].channels, settings.embedding_size, device),
+        entropy=settings.entropy,
+        precision=settings.precision,
+    )
+
+
 def mean_entropy(logits_NKHW: Tensor) -> Tensor:
     """Entropy of the class probabilities, in nats, averaged over the pixels, [N] (the confidence rule of DFND)."""
     log_probability = logits_NKHW.float().log_softmax(dim=1)
@@ -151,26 +171,24 @@ class Scoring:
         """
         self.settings = settings
         self.corpus: Corpus = resolve_corpus(settings.corpus, settings.root)
-        device = pick_device(settings.device)
-        self.teacher = load_model(settings.teacher).to(device)
-        self.layers = choose_layers(find_layers(self.teacher), settings.layers)
+        self.scorer = make_scorer(settings)
         manifest = list_images(self.corpus)
         self.manifest: Manifest = manifest.head(settings.limit) if settings.limit else manifest
-        self.embedder = Embedder.create(self.layers[-1].channels, settings.embedding_size, device)
         self.timing = Timing()
         self.summary: ScoreSummary | None = None
 
     def attributes(self) -> Attributes:
         """Everything that the scores depend on: what a second run has to agree with."""
-        height, width = self.teacher.spec.image_size
-        size = min(self.settings.embedding_size, self.layers[-1].channels)
+        teacher, layers = self.scorer.teacher, self.scorer.layers
+        height, width = teacher.spec.image_size
+        size = min(self.settings.embedding_size, layers[-1].channels)
         return {
             "schema_version": SCHEMA_VERSION,
-            "teacher": fingerprint(self.teacher),
-            "layers": [layer.name for layer in self.layers],
+            "teacher": fingerprint(teacher),
+            "layers": [layer.name for layer in layers],
             "distance": self.settings.distance,
             "transform": {"size": [height, width], "fit": "cover", "min_side": self.settings.min_side},
-            "embedding": {"size": size, "layer": self.layers[-1].name},
+            "embedding": {"size": size, "layer": layers[-1].name},
             "entropy": self.settings.entropy,
             "precision": self.settings.precision,
             "shard_size": self.settings.shard_size,
@@ -230,15 +248,7 @@ class Scoring:
         return create_store(path, self.manifest, {**wanted, **self.sources()}, entropy=self.settings.entropy)
 
     def _score(self, store: ScoreStore) -> Iterator[ScoreStep]:
-        scorer = Scorer(
-            teacher=self.teacher,
-            layers=self.layers,
-            kind=self.settings.distance,
-            embedder=self.embedder,
-            entropy=self.settings.entropy,
-            precision=self.settings.precision,
-        )
-        height, width = self.teacher.spec.image_size
+        height, width = self.scorer.teacher.spec.image_size
         decoder = Decoder(height=height, width=width, min_side=self.settings.min_side)
         pending = store.pending_units()
         done = len(store) - sum(map(len, pending))
@@ -253,7 +263,7 @@ class Scoring:
                     with self.timing.measure("reading"):
                         batch = next(batches)
                     with self.timing.measure("inferring"):
-                        collected.add(batch, scorer(batch.images_NHW3) if batch.good else None)
+                        collected.add(batch, self.scorer(batch.images_NHW3) if batch.good else None)
                     done += len(batch.rows)
                     yield ScoreStep(done=done, total=len(store))
                 with self.timing.measure("writing"):

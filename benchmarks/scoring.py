@@ -1,0 +1,238 @@
+"""What scoring costs beside the teacher's bare forward pass, and what `dfss-score` loses from end to end.
+
+``python benchmarks/scoring.py --json benchmarks/results/scoring.json``
+
+Rates are measured side by side in one process, in turn, same batch, size and precision, median of the rounds' ratios:
+
+- ``ratio_default``: bare full forward / scoring with the default layers (the pass ends after the last of them); above 1 is faster
+- ``ratio_all_layers``: bare full forward / scoring with every BatchNorm layer
+- ``ratio_end_to_end``: (decoding alone + scoring alone) / one run of stage one on tars, store and index included, same cores
+- ``memory_ratio``: peak memory of scoring ``--rows`` rows / that of 10,000 rows, each in a process of its own; of this the
+  diversity index, which grows with N by design, is left out
+
+The bare forward is as a good engineer would write it: inference mode, channels_last, eval, the same normalised input.
+"""
+
+import argparse
+import io
+import json
+import resource
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from machine import machine, median_ratio, side_by_side
+from PIL import Image
+
+from pipeline.corpora import ImageReader, list_images, resolve_corpus
+from pipeline.decoding import Decoder
+from pipeline.loading import load_batches
+from pipeline.models import ModelSpec, Segmenter, build_model, save_model
+from pipeline.scoring import Scoring, make_scorer
+from pipeline.settings import ScoreSettings
+
+SMALL_ROWS = 10_000
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["deeplabv3_resnet50", "lraspp_mobilenet_v3_large"])
+    parser.add_argument("--size", type=int, nargs=2, default=[256, 256], metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--images", type=int, default=256, help="of the end-to-end run")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="of the memory run; 0 leaves it out")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory_of:
+        print(json.dumps(peak_memory(options.memory_of)))
+        return
+    models = {name: measure(name, options) for name in options.models}
+    result: dict[str, Any] = dict(models[options.models[0]])
+    if options.rows:
+        result |= memory(options.rows)
+    result |= {"models": models, "machine": machine(), "settings": {
+        "size": options.size, "batch_size": options.batch_size, "precision": options.precision, "rounds": options.rounds,
+    }}  # fmt: skip
+    show(result)
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def teacher_of(name: str, size: list[int], folder: Path) -> Path:
+    """A model file with random weights: speed does not depend on them."""
+    torch.manual_seed(0)
+    names = tuple(f"class {index}" for index in range(21))
+    height, width = size
+    spec = ModelSpec(builder=f"torchvision:{name}", num_classes=21, class_names=names, image_size=(height, width))
+    path = folder / f"{name}.safetensors"
+    save_model(build_model(spec), path)
+    return path
+
+
+def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
+    """All ratios of one network."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        teacher = teacher_of(name, options.size, folder)
+        write_tar(folder / "images.tar", options.images, photograph)
+        common: dict[str, Any] = {
+            "corpus": str(folder / "images.tar"), "teacher": str(teacher), "out": str(folder / "scores.zarr"),
+            "batch_size": options.batch_size, "precision": options.precision, "overwrite": True,
+        }  # fmt: skip
+        return forward_ratios(ScoreSettings(**common), options) | end_to_end(ScoreSettings(**common), options)
+
+
+def forward_ratios(settings: ScoreSettings, options: argparse.Namespace) -> dict[str, float]:
+    """Bare forward, default layers and all layers, in turn."""
+    default = make_scorer(settings)
+    every = make_scorer(ScoreSettings(**{**vars(settings), "layers": "all"}))
+    height, width = options.size
+    images = np.random.default_rng(0).integers(0, 256, (options.batch_size, height, width, 3), dtype=np.uint8)
+    times = side_by_side(
+        {
+            "bare": bare_forward(default.teacher, images, options.precision),
+            "default": lambda: default(images),
+            "all": lambda: every(images),
+        },
+        options.rounds,
+    )
+    rate = options.batch_size / float(np.median(times["bare"]))
+    return {
+        "ratio_default": median_ratio(times["bare"], times["default"]),
+        "ratio_all_layers": median_ratio(times["bare"], times["all"]),
+        "bare_images_per_second": rate,
+    }
+
+
+def bare_forward(teacher: Segmenter, images: np.ndarray[Any, Any], precision: str) -> Callable[[], object]:
+    """The network alone on input that is normalised and on the device already."""
+    device = teacher.mean_3HW.device
+    batch = teacher.normalise(torch.from_numpy(images).permute(0, 3, 1, 2).to(device))
+
+    @torch.inference_mode()
+    def run() -> object:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            return teacher.network(batch)
+
+    return run
+
+
+def end_to_end(settings: ScoreSettings, options: argparse.Namespace) -> dict[str, float]:
+    """One whole run beside its two parts alone, in turn."""
+    scorer = make_scorer(settings)
+    corpus = resolve_corpus(settings.corpus)
+    manifest = list_images(corpus)
+    height, width = options.size
+    decoder = Decoder(height=height, width=width, min_side=settings.min_side)
+
+    def decode() -> None:
+        with ImageReader(corpus, manifest) as reader:
+            for _ in load_batches(
+                reader, decoder, [range(len(manifest))], batch_size=settings.batch_size, workers=settings.workers
+            ):
+                pass
+
+    images = np.random.default_rng(0).integers(0, 256, (settings.batch_size, height, width, 3), dtype=np.uint8)
+
+    def score() -> None:
+        for _ in range(len(manifest) // settings.batch_size):
+            scorer(images)
+
+    def whole(round_number: list[int] = [0]) -> None:  # noqa: B006  (a new store each time)
+        round_number[0] += 1
+        out = f"{settings.out}.{round_number[0]}"
+        for _ in prepared.pop(0)(out).run():
+            pass
+
+    rounds = max(2, options.rounds // 3)
+    # Loading the teacher and listing the corpus happen once a run, however many images there are.
+    prepared = [lambda out: Scoring(ScoreSettings(**{**vars(settings), "out": out}))] * (rounds + 1)
+    times = side_by_side({"decode": decode, "score": score, "whole": whole}, rounds)
+    together = [a + b for a, b in zip(times["decode"], times["score"], strict=True)]
+    return {
+        "ratio_end_to_end": median_ratio(together, times["whole"]),
+        "decode_images_per_second": len(manifest) / float(np.median(times["decode"])),
+        "end_to_end_images_per_second": len(manifest) / float(np.median(times["whole"])),
+    }
+
+
+def photograph(index: int) -> bytes:
+    """A JPEG of 500 x 375 pixels with structure at several scales, as a web photograph has."""
+    rng = np.random.default_rng(index)
+    image = np.zeros((375, 500, 3))
+    for cells in (4, 16, 64):
+        coarse = rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
+        image += np.asarray(Image.fromarray(coarse).resize((500, 375), Image.Resampling.BICUBIC)) / 3
+    data = io.BytesIO()
+    Image.fromarray(image.astype(np.uint8)).save(data, "JPEG", quality=85)
+    return data.getvalue()
+
+
+def write_tar(path: Path, count: int, image: Callable[[int], bytes]) -> None:
+    """A tar of ``count`` images."""
+    with tarfile.open(path, "w") as tar:
+        for index in range(count):
+            data = image(index)
+            entry = tarfile.TarInfo(f"{index:08}.jpg")
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+
+
+def memory(rows: int) -> dict[str, float]:
+    """Peak memory of a large and a small run."""
+    peaks = {}
+    for count in (SMALL_ROWS, rows):
+        result = subprocess.run(
+            [sys.executable, __file__, "--memory-of", str(count)], check=True, capture_output=True, text=True
+        )
+        peaks[count] = json.loads(result.stdout)
+    return {"memory_ratio": peaks[rows] / peaks[SMALL_ROWS], "memory_mib_large": peaks[rows], "memory_rows": rows}
+
+
+def peak_memory(rows: int) -> float:
+    """MiB at the peak of listing and scoring ``rows`` tiny images with a tiny teacher, before the index is built."""
+    import torchvision  # noqa: F401  (its memory belongs to every run)
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        spec = ModelSpec(
+            builder="torchvision:lraspp_mobilenet_v3_large", num_classes=2, class_names=("a", "b"), image_size=(32, 32)
+        )
+        save_model(build_model(spec), folder / "teacher.safetensors")
+        data = io.BytesIO()
+        Image.new("RGB", (32, 32), (90, 120, 30)).save(data, "JPEG")
+        write_tar(folder / "images.tar", rows, lambda _: data.getvalue())
+        settings = ScoreSettings(
+            corpus=str(folder / "images.tar"), teacher=str(folder / "teacher.safetensors"),
+            out=str(folder / "scores.zarr"), batch_size=256, shard_size=8192, layers="backbone.0.1",
+        )  # fmt: skip
+        for step in Scoring(settings).run():
+            if step.done == rows:
+                break
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def show(result: dict[str, Any]) -> None:
+    """A table for people."""
+    for name, ratios in result["models"].items():
+        print(name)
+        for key, value in ratios.items():
+            print(f"  {key:32} {value:8.2f}")
+    if "memory_ratio" in result:
+        print(
+            f"memory_ratio {result['memory_ratio']:.2f} ({result['memory_mib_large']:.0f} MiB for {result['memory_rows']} rows)"
+        )
+
+
+if __name__ == "__main__":
+    main()
