@@ -2,7 +2,8 @@
 
 ``python benchmarks/diversity.py --json benchmarks/results/diversity.json``
 
-Embeddings are drawn from 300 clusters with 1 % near-copies, distances from a gamma distribution, both from a fixed seed.
+Embeddings are drawn from 300 clusters with 1 % near-copies, distances from a gamma distribution, both from a fixed
+seed.
 ``exponent`` is the slope of log(seconds) against log(N) between the two largest sizes; N log N would give 1.07 there.
 """
 

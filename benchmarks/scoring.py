@@ -4,10 +4,13 @@
 
 Rates are measured side by side in one process, in turn, same batch, size and precision, median of the rounds' ratios:
 
-- ``ratio_default``: bare full forward / scoring with the default layers (the pass ends after the last of them); above 1 is faster
+- ``ratio_default``: bare full forward / scoring with the default layers (the pass ends after the last of them); above
+1 is faster
 - ``ratio_all_layers``: bare full forward / scoring with every BatchNorm layer
-- ``ratio_end_to_end``: (decoding alone + scoring alone) / one run of stage one on tars, store and index included, same cores
-- ``memory_ratio``: peak memory of scoring ``--rows`` rows / that of 10,000 rows, each in a process of its own; of this the
+- ``ratio_end_to_end``: (decoding alone + scoring alone) / one run of stage one on tars, store and index included,
+same cores
+- ``memory_ratio``: peak memory of scoring ``--rows`` rows / that of 10,000 rows, each in a process of its own; of
+this the
   diversity index, which grows with N by design, is left out
 
 The bare forward is as a good engineer would write it: inference mode, channels_last, eval, the same normalised input.
@@ -229,9 +232,7 @@ def show(result: dict[str, Any]) -> None:
         for key, value in ratios.items():
             print(f"  {key:32} {value:8.2f}")
     if "memory_ratio" in result:
-        print(
-            f"memory_ratio {result['memory_ratio']:.2f} ({result['memory_mib_large']:.0f} MiB for {result['memory_rows']} rows)"
-        )
+        print(f"memory_ratio {result['memory_ratio']:.2f} ({large:.0f} MiB for {result['memory_rows']} rows)")
 
 
 if __name__ == "__main__":
