@@ -4,14 +4,11 @@
 
 Rates are measured side by side in one process, in turn, same batch, size and precision, median of the rounds' ratios:
 
-- ``ratio_default``: bare full forward / scoring with the default layers (the pass ends after the last of them); above
-1 is faster
+- ``ratio_default``: bare full forward / scoring with the default layers (the pass ends with them); above 1 is faster
 - ``ratio_all_layers``: bare full forward / scoring with every BatchNorm layer
-- ``ratio_end_to_end``: (decoding alone + scoring alone) / one run of stage one on tars, store and index included,
-same cores
-- ``memory_ratio``: peak memory of scoring ``--rows`` rows / that of 10,000 rows, each in a process of its own; of
-this the
-  diversity index, which grows with N by design, is left out
+- ``ratio_end_to_end``: (decoding alone + scoring alone) / a run of stage one on tars, store and index too, same cores
+- ``memory_ratio``: peak memory of scoring ``--rows`` rows / that of 10,000 rows, each in its own process, without the
+  diversity index, which grows with N by design
 
 The bare forward is as a good engineer would write it: inference mode, channels_last, eval, the same normalised input.
 """
@@ -63,9 +60,8 @@ def main() -> None:
     result: dict[str, Any] = dict(models[options.models[0]])
     if options.rows:
         result |= memory(options.rows)
-    result |= {"models": models, "machine": machine(), "settings": {
-        "size": options.size, "batch_size": options.batch_size, "precision": options.precision, "rounds": options.rounds,
-    }}  # fmt: skip
+    settings = {name: vars(options)[name] for name in ("size", "batch_size", "precision", "rounds", "images")}
+    result |= {"models": models, "settings": settings, "machine": machine()}
     show(result)
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
@@ -232,7 +228,8 @@ def show(result: dict[str, Any]) -> None:
         for key, value in ratios.items():
             print(f"  {key:32} {value:8.2f}")
     if "memory_ratio" in result:
-        print(f"memory_ratio {result['memory_ratio']:.2f} ({large:.0f} MiB for {result['memory_rows']} rows)")
+        ratio, large, rows = (result[key] for key in ("memory_ratio", "memory_mib_large", "memory_rows"))
+        print(f"memory_ratio {ratio:.2f} ({large:.0f} MiB for {rows} rows)")
 
 
 if __name__ == "__main__":

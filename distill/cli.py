@@ -1,10 +1,11 @@
 """``dfss-train``, ``dfss-distill`` and ``dfss-eval``: parse, call one function, show what it found."""
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from distill.settings import DistillSettings, EvalSettings, TrainSettings
-from storage.commandline import Command, track
+from storage.commandline import Command, say, track
 
 
 def _train(settings: TrainSettings) -> None:
@@ -12,7 +13,7 @@ def _train(settings: TrainSettings) -> None:
 
     for _ in track(run(settings), title="training", unit="steps"):
         pass
-    _say(f"wrote {settings.out}/model.safetensors")
+    say(f"wrote {settings.out}/model.safetensors")
 
 
 def _distill(settings: DistillSettings) -> None:
@@ -20,7 +21,7 @@ def _distill(settings: DistillSettings) -> None:
 
     for _ in track(run(settings), title="distilling", unit="steps"):
         pass
-    _say(f"wrote {settings.out}/student.safetensors")
+    say(f"wrote {settings.out}/student.safetensors")
 
 
 def _evaluate(settings: EvalSettings) -> None:
@@ -33,20 +34,17 @@ def _evaluate(settings: EvalSettings) -> None:
     for name in ("mIoU", "pixel accuracy"):
         table.add_column(name, justify="right")
     for name, result in results.items():
-        table.add_row(name, f"{result.miou:.3f}", f"{result.pixel_accuracy:.3f}")
+        table.add_row(escape(name), f"{result.miou:.3f}", f"{result.pixel_accuracy:.3f}")
     Console().print(table)
     classes = Table(title="IoU by class (- : neither labelled nor predicted)")
     classes.add_column("class")
     for name in results:
-        classes.add_column(name, justify="right", overflow="fold")
-    for label in next(iter(results.values())).iou:
-        values = [result.iou[label] for result in results.values()]
-        classes.add_row(label, *("-" if value != value else f"{value:.3f}" for value in values))
+        classes.add_column(escape(name), justify="right", overflow="fold")
+    # By position: models may name the same classes differently.
+    for position, label in enumerate(next(iter(results.values())).iou):
+        values = [list(result.iou.values())[position] for result in results.values()]
+        classes.add_row(escape(label), *("-" if value != value else f"{value:.3f}" for value in values))
     Console().print(classes)
-
-
-def _say(text: str) -> None:
-    Console(stderr=True).print(text, highlight=False, soft_wrap=True)
 
 
 train = Command(

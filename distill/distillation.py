@@ -2,28 +2,28 @@
 
 import dataclasses
 import logging
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from distill.evaluation import Evaluation, agreement, evaluate, to_tensor
 from distill.images import SelectedImages, check_selection, hold_back
-from distill.labelled import LabelledFolder, check_classes, open_labelled
+from distill.labelled import LabelledFolder, check_labels, open_labelled
 from distill.losses import pixelwise_kl, weighted_mean
 from distill.ordering import epoch_slice
 from distill.runs import RunFolder
 from distill.settings import DistillSettings
 from distill.training import Training, TrainingStep
-from distill.views import View, ViewSettings, crop_image, draw_view, light_images
+from distill.views import View, ViewSettings, crop_image, draw_view, light_images, whole_view
 from distill.weighting import WeightSchedule, draw
 from pipeline.builders import resolve_builder
 from pipeline.devices import pick_device
 from pipeline.models import Segmenter, build_model, fingerprint, load_model
-from pipeline.selecting import default_path, image_count, make_selection
+from pipeline.selecting import default_path, first, image_count, make_selection
 from pipeline.settings import SelectSettings
 from pipeline.statistics import probe
 from pipeline.weights import distance_weights
@@ -95,12 +95,8 @@ class Distillation:
     def _held_back_batches(self) -> Iterator[Tensor]:
         size = self.settings.batch_size
         for start in range(0, len(self.held_back), size):
-            yield to_tensor([self._whole(self.images[place]) for place in self.held_back[start : start + size]])
-
-    def _whole(self, image: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-        whole = dataclasses.replace(self.views, min_scale=1.0, jitter=0.0)
-        view = draw_view(np.random.default_rng(0), image.size, whole)
-        return crop_image(image, dataclasses.replace(view, flip=False), whole)
+            images = [self.images[place] for place in self.held_back[start : start + size]]
+            yield to_tensor([crop_image(image, whole_view(image.size, self.views), self.views) for image in images])
 
 
 def distill(settings: DistillSettings) -> Iterator[TrainingStep]:
@@ -117,16 +113,19 @@ def distill(settings: DistillSettings) -> Iterator[TrainingStep]:
     device = pick_device(settings.device)
     teacher = _teacher(settings, store).to(device).requires_grad_(False)
     if val is not None:
-        check_classes(val, teacher.spec.num_classes, model="the teacher")
+        check_labels(val, teacher.spec.num_classes, model="the teacher")
     selection = find_selection(settings, store)
     student = _student(settings, teacher).to(device)
     probe(student)
     folder = RunFolder(Path(settings.out), "student.safetensors")
-    with SelectedImages(store, selection, settings.root) as images:
-        about = {"teacher": fingerprint(teacher), "selection": selection.about, "budget": len(selection)}
+    held_back = [] if val is not None else hold_back(len(selection))
+    height, width = teacher.spec.image_size
+    largest = math.ceil(height / settings.min_scale), math.ceil(width / settings.min_scale)
+    with SelectedImages(store, selection, largest=largest, root=settings.root) as images:
+        about = {"teacher": fingerprint(teacher), "selection": selection.about, "held_back": len(held_back)}
         folder.claim({**dataclasses.asdict(settings), **about}, resume=settings.resume, overwrite=settings.overwrite)
         write_selection(selection, folder.selection)
-        objective = _objective(settings, teacher, images, selection, val)
+        objective = _objective(settings, teacher, images, selection, held_back, val)
         yield from Training(model=student, objective=objective, settings=settings, folder=folder).run()
 
 
@@ -135,9 +134,9 @@ def _objective(
     teacher: Segmenter,
     images: SelectedImages,
     selection: Selection,
+    held_back: list[int],
     val: LabelledFolder | None,
 ) -> Distillation:
-    held_back = [] if val is not None else hold_back(len(selection))
     training_places = sorted(set(range(len(selection))) - set(held_back))
     distance = selection.table["distance"].to_numpy(dtype=np.float32)[training_places]
     height, width = teacher.spec.image_size
@@ -183,37 +182,40 @@ def _student(settings: DistillSettings, teacher: Segmenter) -> Segmenter:
 
 
 def find_selection(settings: DistillSettings, store: ScoreStore) -> Selection:
-    """The selection asked for, else the one beside the store if it is this store's and large enough, else ADS.
+    """The selection asked for, else the one beside the store if it is this store's, else ADS of the budget.
 
     Raises:
         SelectionError: the selection is missing, belongs to other scores, or is smaller than the budget.
     """
     scored = int((store.status() == SCORED).sum())
     count = image_count(settings.budget, scored) if settings.budget else None
-    if settings.selection:
-        selection = read_selection(Path(settings.selection))
-        check_selection(store, selection)
-        if count is not None and count > len(selection):
-            raise SelectionError(
-                f"{settings.selection} holds {len(selection)} images, --budget asks for {count}; make a larger one "
-                f"with dfss-select --budget {settings.budget}"
-            )
-        return selection if count is None else selection.head(count)
-    beside = _selection_beside(store)
-    if beside is not None and (count is None or count <= len(beside)):
-        return beside if count is None else beside.head(count)
-    defaults = SelectSettings(shards=settings.shards)
-    return make_selection(store, dataclasses.replace(defaults, budget=settings.budget or defaults.budget))
+    path = Path(settings.selection) if settings.selection else default_path(store.path)
+    selection = _read_checked(path, store) if settings.selection else _selection_beside(store)
+    if selection is None:
+        defaults = SelectSettings(shards=settings.shards)
+        return make_selection(store, dataclasses.replace(defaults, budget=settings.budget or defaults.budget))
+    if count is None:
+        return selection
+    if count > len(selection):
+        raise SelectionError(
+            f"{path} holds {len(selection)} images, --budget asks for {count}; make a larger one with "
+            f"dfss-select --budget {settings.budget}"
+        )
+    return first(selection, count)
+
+
+def _read_checked(path: Path, store: ScoreStore) -> Selection:
+    selection = read_selection(path)
+    check_selection(store, selection)
+    return selection
 
 
 def _selection_beside(store: ScoreStore) -> Selection | None:
     path = default_path(store.path)
     if not path.exists():
         return None
-    selection = read_selection(path)
     try:
-        check_selection(store, selection)
-    except SelectionError:
-        logger.warning("%s was made from other scores than %s; making a selection of its own", path, store.path)
+        return _read_checked(path, store)
+    except SelectionError as error:
+        logger.warning("%s; choosing images anew", error)
         return None
-    return selection

@@ -35,7 +35,8 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         """Plain values; NaN becomes None, which JSON can hold."""
         iou = {name: None if math.isnan(value) else value for name, value in self.iou.items()}
-        return {"miou": self.miou, "pixel_accuracy": self.pixel_accuracy, "iou": iou, "images": self.images}
+        figures = {"miou": self.miou, "pixel_accuracy": self.pixel_accuracy}
+        return {name: None if math.isnan(v) else v for name, v in figures.items()} | {"iou": iou, "images": self.images}
 
 
 def summarise(confusion_KK: Tensor, class_names: tuple[str, ...], images: int) -> Evaluation:
@@ -59,7 +60,7 @@ def evaluate(model: Segmenter, data: LabelledFolder, *, batch_size: int = 8) -> 
         DataError: an unreadable file, or a label that the model has no class for.
     """
     device = model.mean_3HW.device
-    matrix = MulticlassConfusionMatrix(model.spec.num_classes, ignore_index=VOID).to(device)
+    matrix = MulticlassConfusionMatrix(model.spec.num_classes, ignore_index=VOID, validate_args=False).to(device)
     training = model.training
     model.eval()
     for indices, images_N3HW in _input_batches(data, model.spec.image_size, batch_size):
@@ -85,7 +86,7 @@ def _input_batches(
 def agreement(student: Segmenter, teacher: Segmenter, batches: Iterable[Tensor]) -> Evaluation:
     """Evaluate the student with the teacher's predictions as labels, on batches of uint8 images [N, 3, H, W]."""
     device = student.mean_3HW.device
-    matrix = MulticlassConfusionMatrix(student.spec.num_classes).to(device)
+    matrix = MulticlassConfusionMatrix(student.spec.num_classes, validate_args=False).to(device)
     training, images = student.training, 0
     student.eval()
     for images_N3HW in batches:

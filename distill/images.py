@@ -4,13 +4,15 @@ Shapes: N images of the selection.
 """
 
 import dataclasses
+import math
 import threading
 from collections.abc import Sequence
 from types import TracebackType
 
 from PIL import Image
 
-from pipeline.corpora import Corpus, ImageReader
+from pipeline.catalogue import find_known
+from pipeline.corpora import Corpus, ImageReader, resolve_corpus
 from pipeline.decoding import decode_rgb
 from pipeline.selecting import scores_fingerprint
 from storage.errors import CorpusError, ImageError, SelectionError
@@ -23,8 +25,11 @@ CACHE_BYTES = 1 << 30
 class SelectedImages:
     """Upright RGB images by their place in the selection. A context manager: it holds files open."""
 
-    def __init__(self, store: ScoreStore, selection: Selection, root: str | None = None) -> None:
-        """Check the selection against the store and find the corpus.
+    def __init__(
+        self, store: ScoreStore, selection: Selection, *, largest: tuple[int, int], root: str | None = None
+    ) -> None:
+        """Check the selection against the store and find the corpus. Images are kept no larger than they are of use:
+        scaled down, where they are larger, to cover ``largest`` = (height, width).
 
         Raises:
             SelectionError: the selection was made from other scores.
@@ -32,9 +37,8 @@ class SelectedImages:
         """
         check_selection(store, selection)
         self.rows: Sequence[int] = [int(row) for row in selection.table["row"]]
-        corpus = Corpus(**store.attributes["corpus"])
-        if root:
-            corpus = dataclasses.replace(corpus, root=root)
+        corpus = _moved(Corpus(**store.attributes["corpus"]), root)
+        self._largest = largest
         self._keys = list(selection.table["key"])
         self._reader = ImageReader(corpus, store.manifest())
         self._cache: dict[int, Image.Image] = {}
@@ -60,7 +64,7 @@ class SelectedImages:
         if cached is not None:
             return cached
         try:
-            image = decode_rgb(self._reader.read(self.rows[place]))
+            image = self._shrink(decode_rgb(self._reader.read(self.rows[place])))
         except ImageError as error:
             raise CorpusError(
                 f"{self._keys[place]} could be read when it was scored and cannot now ({error}); score the corpus again"
@@ -72,11 +76,28 @@ class SelectedImages:
                 self._room -= size
         return image
 
+    def _shrink(self, image: Image.Image) -> Image.Image:
+        scale = max(self._largest[0] / image.height, self._largest[1] / image.width)
+        if scale >= 1:
+            return image
+        size = (math.ceil(image.width * scale), math.ceil(image.height * scale))
+        return image.resize(size, Image.Resampling.BILINEAR)
+
+
+def _moved(corpus: Corpus, root: str | None) -> Corpus:
+    if root is None:
+        return corpus
+    if find_known(corpus.name):
+        return resolve_corpus(corpus.name, root)
+    return dataclasses.replace(corpus, root=root)
+
 
 def check_selection(store: ScoreStore, selection: Selection) -> None:
     """Raise SelectionError where a selection was not made from this store's scores."""
     if selection.about.get("scores") != scores_fingerprint(store):
-        raise SelectionError(f"the selection was made from other scores than {store.path}; run dfss-select again")
+        raise SelectionError(
+            f"the selection was made from other scores than those in {store.path}; run dfss-select again"
+        )
 
 
 def hold_back(count: int, share: float = 0.05, most: int = 64) -> list[int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 
 from pipeline.class_names import VOID, find_class_names
 from pipeline.decoding import decode_rgb
@@ -48,6 +48,12 @@ class LabelledFolder:
     def checked_label(self, index: int, num_classes: int) -> NDArray[np.uint8]:
         """Read class ids, [H, W], and make sure that a model of ``num_classes`` knows them all."""
         label = self.label(index)
+        width, height = image_size(self.images[index])
+        if label.shape != (height, width):
+            raise DataError(
+                f"{self.labels[index]} is {label.shape[1]}x{label.shape[0]}, its image {width}x{height}; labels "
+                "must match pixel by pixel"
+            )
         known = label[label != VOID]
         if known.size and known.max() >= num_classes:
             raise DataError(
@@ -76,8 +82,30 @@ def open_labelled(root: str | Path) -> LabelledFolder:
     )
 
 
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height of an image as it is shown upright; only its header is read."""
+    try:
+        with Image.open(path) as file:
+            width, height = file.size
+            turned = file.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{path} is not an image; replace or remove it and its label") from error
+    return (height, width) if turned else (width, height)
+
+
 def _files(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
+
+
+def check_labels(data: LabelledFolder, num_classes: int, *, model: str) -> None:
+    """Read every label once, so that what is wrong with one is known before a long run and not in its middle.
+
+    Raises:
+        DataError: the class counts differ, a label has a class of its own, or it is not the size of its image.
+    """
+    check_classes(data, num_classes, model=model)
+    for index in range(len(data)):
+        data.checked_label(index, num_classes)
 
 
 def check_classes(data: LabelledFolder, num_classes: int, *, model: str) -> None:

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from torch.optim import Optimizer
 
@@ -20,6 +19,7 @@ from storage.files import publish, remove
 
 # What may change between the two halves of a run without changing the model it ends with.
 FREE_SETTINGS = {"resume", "overwrite", "out", "val", "eval_every", "checkpoint_every", "device", "root"}
+MADE_BY_A_RUN = ("checkpoint.pt", "metrics.json", "curves", "selection.parquet", "settings.json")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -71,17 +71,24 @@ class RunFolder:
                 f"{self.path} already holds a run; --resume continues it, --overwrite replaces it, "
                 "--out puts this one elsewhere"
             )
-        held = json.loads(self.settings.read_text()) if self.settings.exists() else wanted
-        if not resume or held != wanted:
-            if not overwrite and held != wanted:
+        if self.settings.exists():
+            held = read_json(self.settings)
+            if held != wanted and not overwrite:
                 raise SettingsError(f"{self.path} was begun with {difference(held, wanted)}; --overwrite starts afresh")
-            self._clear()
+            if held != wanted or not resume:
+                self._clear()
+        elif others := [name for name in self._names() if (self.path / name).exists()]:
+            raise SettingsError(f"{self.path} holds {others[0]} but no run; give another --out")
         write_json(self.settings, wanted)
 
     def _clear(self) -> None:
-        # Only what a run makes: the folder may be one where the user keeps other things.
-        for path in (self.model, self.checkpoint, self.metrics, self.curves, self.selection, self.settings):
-            remove(path)
+        # Only what a run makes: the folder may be one where the user keeps other things. The settings go last, so that
+        # what an interruption leaves is still known as a run.
+        for name in self._names():
+            remove(self.path / name)
+
+    def _names(self) -> tuple[str, ...]:
+        return (self.model_name, *MADE_BY_A_RUN)
 
     def save_checkpoint(self, step: int, model: Segmenter, optimizer: Optimizer) -> None:
         """Publish the state after ``step`` steps."""
@@ -110,6 +117,17 @@ def difference(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={held.get(name)} (now {wanted.get(name)})" for name in names)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object. Raises SettingsError where the file holds something else."""
+    try:
+        values = json.loads(path.read_text())
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise SettingsError(f"{path} is not what a run writes; give another --out")
+    return values
+
+
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Publish JSON; the same values give the same bytes."""
     with publish(path) as partial:
@@ -128,8 +146,10 @@ def curve_log(folder: Path, *, step: int) -> Iterator[Any]:
             self._dvc_file = "dvc.yaml"
 
     for table in folder.glob("plots/metrics/**/*.tsv"):
-        rows = pd.read_csv(table, sep="\t")
-        rows[rows["step"] <= step].to_csv(table, sep="\t", index=False)
+        lines = table.read_text().splitlines(keepends=True)
+        kept = [line for line in lines[1:] if line.endswith("\n") and int(line.split("\t")[0]) <= step]
+        with publish(table) as partial:
+            partial.write_text("".join([*lines[:1], *kept]))
     with Curves(dir=str(folder), resume=step > 0, report=None, save_dvc_exp=False, dvcyaml=None) as live:
         yield live
     (folder / "metrics.json").unlink()  # the run's own metrics.json says more

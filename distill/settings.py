@@ -3,10 +3,10 @@
 import dataclasses
 from typing import Annotated, Literal
 
+from pipeline.settings import Normalization
 from storage.errors import SettingsError
 
 Weighting = Literal["wdpd", "static", "uniform", "reversed"]
-Normalization = Literal["robust", "minmax"]
 Pacing = Literal["linear", "cosine", "step"]
 Device = Annotated[str, "auto, cpu, cuda, cuda:1, ..."]
 
@@ -77,7 +77,7 @@ class DistillSettings(OptimisationSettings):
     selection: Annotated[
         str | None, "Selection of dfss-select [default: the one beside the store, else ADS of --budget]"
     ] = None
-    budget: Annotated[str | None, "First images of the selection to use: a count, or a fraction such as 0.1 or 10%"] = (
+    budget: Annotated[str | None, "How many images: a count, or a fraction of the scored ones such as 0.1 or 10%"] = (
         None
     )
     teacher: Annotated[str | None, "Teacher's model file [default: the one that the store was scored with]"] = None

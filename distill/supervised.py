@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distill.evaluation import Evaluation, evaluate, to_tensor
-from distill.labelled import LabelledFolder, check_classes, open_labelled
+from distill.labelled import LabelledFolder, check_labels, open_labelled
 from distill.ordering import epoch_slice
 from distill.runs import RunFolder
 from distill.settings import TrainSettings
@@ -44,7 +44,6 @@ class Supervised:
     val: LabelledFolder | None
     views: ViewSettings
     settings: TrainSettings
-    num_classes: int
 
     def batch(self, step: int) -> LabelledBatch:
         """Views of the images whose turn it is: every image once per epoch, in a new order each time."""
@@ -53,11 +52,7 @@ class Supervised:
             rng = np.random.default_rng([self.settings.seed, step, slot])
             image = self.data.image(index)
             view = draw_view(rng, image.size, self.views)
-            label = self.data.checked_label(index, self.num_classes)
-            if label.shape != (image.height, image.width):
-                raise DataError(
-                    f"{self.data.labels[index]} is not the size of its image; labels must match pixel by pixel"
-                )
+            label = self.data.label(index)  # checked before the first step
             images.append(crop_image(image, view, self.views))
             labels.append(crop_label(label, view, self.views))
             views.append(view)
@@ -85,7 +80,7 @@ def train(settings: TrainSettings) -> Iterator[TrainingStep]:
         raise DataError(f"no classes.txt in {settings.data} or above it; give --class-names")
     for labelled in (data, val):
         if labelled is not None:
-            check_classes(labelled, len(names), model="the model")
+            check_labels(labelled, len(names), model="the model")
     height, width = parse_size(settings.image_size)
     torch.manual_seed(settings.seed)
     spec = ModelSpec(
@@ -95,5 +90,5 @@ def train(settings: TrainSettings) -> Iterator[TrainingStep]:
     folder = RunFolder(Path(settings.out), "model.safetensors")
     folder.claim(dataclasses.asdict(settings), resume=settings.resume, overwrite=settings.overwrite)
     views = ViewSettings(height=height, width=width, min_scale=settings.min_scale, jitter=settings.jitter)
-    objective = Supervised(data=data, val=val, views=views, settings=settings, num_classes=len(names))
+    objective = Supervised(data=data, val=val, views=views, settings=settings)
     yield from Training(model=model, objective=objective, settings=settings, folder=folder).run()

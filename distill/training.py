@@ -19,6 +19,7 @@ from distill.evaluation import Evaluation
 from distill.runs import RunFolder, curve_log
 from distill.settings import OptimisationSettings
 from pipeline.models import Segmenter
+from storage.errors import SettingsError
 
 LOG_EVERY = 10
 BatchT = TypeVar("BatchT")
@@ -77,12 +78,12 @@ class Training(Generic[BatchT]):
                     live.step = done
                     live.log_metric("loss", loss)
                     live.log_metric("lr", optimizer.param_groups[0]["lr"])
+                if done % settings.checkpoint_every == 0 or last:
+                    self.folder.save_checkpoint(done, self.model, optimizer)
                 if done % settings.validate_every == 0 or last:
                     self.evaluation = self.objective.evaluate(self.model)
                     live.step = done
                     _log_evaluation(live, self.evaluation)
-                if done % settings.checkpoint_every == 0 or last:
-                    self.folder.save_checkpoint(done, self.model, optimizer)
                 note = f"loss {loss:.3f}" + (f", mIoU {self.evaluation.miou:.3f}" if self.evaluation else "")
                 yield TrainingStep(done=done, total=settings.steps, note=note)
             if start == settings.steps:
@@ -91,13 +92,20 @@ class Training(Generic[BatchT]):
 
     def _step(self, optimizer: torch.optim.Optimizer, batch: BatchT, step: int) -> Tensor:
         settings = self.settings
-        torch.manual_seed(settings.seed * 1_000_003 + step)  # dropout
+        torch.manual_seed((settings.seed * 1_000_003 + step) % 2**63)  # dropout
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings, step)
         self.model.train()
         device = self.model.mean_3HW.device
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-            loss = self.objective.loss(self.model, batch, step / max(1, settings.steps - 1))
+            try:
+                loss = self.objective.loss(self.model, batch, step / max(1, settings.steps - 1))
+            except ValueError as error:
+                if "more than 1 value per channel" not in str(error):
+                    raise
+                raise SettingsError(
+                    "BatchNorm cannot train on one image at a time here; give --batch-size 2"
+                ) from error
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -123,8 +131,8 @@ def learning_rate(settings: OptimisationSettings, step: int) -> float:
 
 
 def ahead(make: Callable[[int], BatchT], start: int, end: int, depth: int = 2) -> Iterator[tuple[int, BatchT]]:
-    """Yield (step, make(step)) for start <= step < end while one thread makes up to ``depth`` batches in advance."""
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batch") as pool:
+    """Yield (step, make(step)) for start <= step < end while threads make up to ``depth`` batches in advance."""
+    with ThreadPoolExecutor(max_workers=depth, thread_name_prefix="batch") as pool:
         waiting: deque[tuple[int, Future[BatchT]]] = deque()
         try:
             for step in range(start, end):

@@ -55,6 +55,15 @@ def draw_view(rng: np.random.Generator, size: tuple[int, int], settings: ViewSet
     )
 
 
+def whole_view(size: tuple[int, int], settings: ViewSettings) -> View:
+    """The largest centred view of an image of ``size`` = (width, height) pixels, as it is."""
+    width, height = size
+    aspect = settings.width / settings.height
+    crop_width, crop_height = min(width, height * aspect), min(height, width / aspect)
+    left, top = (width - crop_width) / 2, (height - crop_height) / 2
+    return View(box=(left, top, left + crop_width, top + crop_height), flip=False, light=(1.0, 1.0, 1.0))
+
+
 def crop_image(image: Image.Image, view: View, settings: ViewSettings) -> NDArray[np.uint8]:
     """The view's part of an RGB image, antialiased, [H, W, 3]."""
     return _crop(image, view, settings, Image.Resampling.BILINEAR)

@@ -49,8 +49,12 @@ def pace(progress: float, pacing: Pacing) -> float:
 
 
 def draw(weights_N: NDArray[np.float64], count: int, rng: np.random.Generator) -> list[int]:
-    """Draw ``count`` images in proportion to their weights: distinct ones while enough have a weight above 0."""
-    total = weights_N.sum()
-    chances = weights_N / total if total > 0 else np.full(len(weights_N), 1 / len(weights_N))
-    replace = int((chances > 0).sum()) < count
-    return [int(index) for index in rng.choice(len(chances), size=count, replace=replace, p=chances)]
+    """Draw ``count`` images so that each is expected ``count * w_i / sum w`` times, by systematic sampling: no image
+    comes twice unless more than one of it is due. All weights 0 count as equal.
+    """
+    order = rng.permutation(len(weights_N))
+    weights = weights_N[order] if weights_N.any() else np.ones(len(order))
+    edges = np.cumsum(weights)
+    points = (rng.random() + np.arange(count)) * (edges[-1] / count)
+    places = np.searchsorted(edges, points, side="right").clip(max=len(order) - 1)
+    return [int(index) for index in rng.permutation(order[places])]

@@ -5,7 +5,7 @@ from rich.table import Table
 
 from pipeline.settings import ImportSettings, ScoreSettings, SelectSettings
 from pipeline.world.settings import WorldSettings
-from storage.commandline import Command, track
+from storage.commandline import Command, say, track
 
 
 def _score(settings: ScoreSettings) -> None:
@@ -18,16 +18,16 @@ def _score(settings: ScoreSettings) -> None:
     assert summary is not None  # run() has ended
     done = " (complete already, nothing to do)" if summary.already_complete else ""
     total = summary.scored + summary.unreadable + summary.rejected
-    _say(
+    say(
         f"{summary.path}: {total} images{done}: {summary.scored} scored, {summary.unreadable} unreadable, "
         f"{summary.rejected} rejected"
     )
     for key, error in summary.first_errors:
-        _say(f"  {key}: {error}")
+        say(f"  {key}: {error}")
     if summary.quantiles:
-        _say("distance: " + ", ".join(f"{100 * q:g} % {value:.3f}" for q, value in summary.quantiles.items()))
+        say("distance: " + ", ".join(f"{100 * q:g} % {value:.3f}" for q, value in summary.quantiles.items()))
     timing = summary.timing
-    _say(f"seconds: {timing.reading:.1f} reading, {timing.inferring:.1f} inferring, {timing.writing:.1f} writing")
+    say(f"seconds: {timing.reading:.1f} reading, {timing.inferring:.1f} inferring, {timing.writing:.1f} writing")
 
 
 def _list_corpora() -> None:
@@ -44,7 +44,7 @@ def _select(settings: SelectSettings) -> None:
 
     path, selection = select(settings)
     distances = selection.table["distance"]
-    _say(
+    say(
         f"{path}: {len(selection)} images by {settings.strategy}, distance {distances.min():.3f} to "
         f"{distances.max():.3f} (median {distances.median():.3f}), from {selection.table['cell'].nunique()} cells"
     )
@@ -55,7 +55,7 @@ def _import(settings: ImportSettings) -> None:
 
     spec = import_weights(settings)
     height, width = spec.image_size
-    _say(f"{settings.out}: {spec.builder}, {spec.num_classes} classes, {height}x{width} pixels")
+    say(f"{settings.out}: {spec.builder}, {spec.num_classes} classes, {height}x{width} pixels")
 
 
 def _make_world(settings: WorldSettings) -> None:
@@ -64,14 +64,10 @@ def _make_world(settings: WorldSettings) -> None:
     from pipeline.world.writing import make_world as run
 
     run(Path(settings.out), settings=settings)
-    _say(
+    say(
         f"{settings.out}: {settings.private} private and {settings.validation} validation scenes, "
         f"{settings.wild} wild images"
     )
-
-
-def _say(text: str) -> None:
-    Console().print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 score = Command(

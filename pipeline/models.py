@@ -184,7 +184,8 @@ def _load_official(name: str) -> Segmenter:
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, origin: str) -> None:
     """Fill a network. An auxiliary head that only training needs is left out; any other difference is a ModelError."""
     wanted = network.state_dict()
-    weights = {name: tensor for name, tensor in weights.items() if not name.startswith("aux_classifier.")}
+    unused = {name for name in weights if name.startswith("aux_classifier.") and name not in wanted}
+    weights = {name: tensor for name, tensor in weights.items() if name not in unused}
     # Written by networks older than this counter; it plays no part in inference.
     missing = sorted(name for name in wanted.keys() - weights.keys() if not name.endswith("num_batches_tracked"))
     unknown = sorted(weights.keys() - wanted.keys())
@@ -207,8 +208,10 @@ def _few(names: list[str], most: int = 3) -> str:
 
 
 def fingerprint(model: Segmenter) -> str:
-    """Sha256 over the names and values of all weights and the normalisation: what decides a forward pass."""
-    digest = hashlib.sha256(repr((model.spec.mean, model.spec.std)).encode())
+    """Sha256 over weights, builder, arguments and normalisation: what decides a forward pass."""
+    spec = model.spec
+    about = json.dumps([spec.builder, spec.arguments, spec.mean, spec.std], sort_keys=True)
+    digest = hashlib.sha256(about.encode())
     for name, tensor in sorted(model.network.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         # Bytes, so that dtypes which numpy lacks (bfloat16) work too.

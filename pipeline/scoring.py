@@ -7,9 +7,11 @@ Shapes: N images of a batch, S rows of a work unit, L monitored layers, D embedd
 """
 
 import dataclasses
+import hashlib
+import os
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline import decoding, distances, embedding, models, statistics
 from pipeline.corpora import Corpus, ImageReader, list_images, resolve_corpus
 from pipeline.decoding import Decoder
 from pipeline.devices import pick_device
@@ -26,6 +29,7 @@ from pipeline.loading import ImageBatch, load_batches, split
 from pipeline.models import Segmenter, fingerprint, load_model
 from pipeline.settings import DistanceKind, ScoreSettings
 from pipeline.statistics import BatchNormLayer, choose_layers, find_layers, measure, record_bn_statistics
+from storage import index
 from storage.errors import StoreError
 from storage.index import build_index
 from storage.manifest import Manifest
@@ -45,6 +49,9 @@ from storage.scores import (
     sweep,
 )
 
+DECIDING_MODULES = sorted(
+    module.__file__ for module in (decoding, distances, embedding, index, models, statistics) if module.__file__
+)
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
@@ -56,6 +63,15 @@ class BatchScores:
     distance_N: NDArray[np.float32]
     embedding_ND: NDArray[np.float16]
     entropy_N: NDArray[np.float32] | None
+
+    def take(self, chosen_N: NDArray[np.bool_]) -> "BatchScores":
+        """The chosen images alone."""
+        return BatchScores(
+            self.layer_distance_NL2[chosen_N],
+            self.distance_N[chosen_N],
+            self.embedding_ND[chosen_N],
+            None if self.entropy_N is None else self.entropy_N[chosen_N],
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,17 +91,17 @@ class Scorer:
         device = self.teacher.mean_3HW.device
         images = torch.from_numpy(images_NHW3).permute(0, 3, 1, 2).to(device)
         with (
-            record_bn_statistics(self.layers, stop_after_last=not self.entropy) as statistics,
+            record_bn_statistics(self.layers, stop_after_last=not self.entropy) as found,
             torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"),
         ):
             logits = measure(self.teacher, images)
-        parts = layer_distances(statistics, self.layers, self.kind)
+        parts = layer_distances(found, self.layers, self.kind)
         last = self.layers[-1]
-        embedding = self.embedder(standard_scores(statistics[last.name], last))
+        vectors = self.embedder(standard_scores(found[last.name], last))
         return BatchScores(
             parts.cpu().numpy(),
             distance(parts).cpu().numpy(),
-            embedding.half().cpu().numpy(),
+            vectors.half().cpu().numpy(),
             None if logits is None else mean_entropy(logits).cpu().numpy(),
         )
 
@@ -184,6 +200,7 @@ class Scoring:
         size = min(self.settings.embedding_size, layers[-1].channels)
         return {
             "schema_version": SCHEMA_VERSION,
+            "code": code_fingerprint(),
             "teacher": fingerprint(teacher),
             "layers": [layer.name for layer in layers],
             "distance": self.settings.distance,
@@ -211,13 +228,10 @@ class Scoring:
             StoreError: the store was made with other settings, or another run is writing it.
         """
         path = Path(self.settings.out)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as held:
-            with exclusive(path.parent, wait=True):  # two runs must not create one store at the same moment
-                store = self._open(path)
-                held.enter_context(exclusive(path))
+        with exclusive(path):
+            store = self._open(path)
             sweep(path)
-            if self.settings.retry_failed:
+            if self.settings.retry_failed and store.errors():
                 store.reopen_failed()
             already = store.complete
             if not already:
@@ -240,8 +254,6 @@ class Scoring:
                 return store
             if not self.settings.overwrite:
                 raise StoreError(f"{path} was made with other settings: {differs}; use --overwrite or another --out")
-            with exclusive(path):
-                return self._create(path, wanted)
         return self._create(path, wanted)
 
     def _create(self, path: Path, wanted: Attributes) -> ScoreStore:
@@ -255,7 +267,11 @@ class Scoring:
         yield ScoreStep(done=done, total=len(store))
         with ImageReader(self.corpus, self.manifest) as reader:
             batches = load_batches(
-                reader, decoder, pending, batch_size=self.settings.batch_size, workers=self.settings.workers
+                reader,
+                decoder,
+                pending,
+                batch_size=self.settings.batch_size,
+                workers=self.settings.workers or os.cpu_count() or 1,
             )
             for unit in pending:
                 collected = UnitScores(unit, store)
@@ -272,10 +288,18 @@ class Scoring:
     def _index(self, store: ScoreStore) -> None:
         with self.timing.measure("writing"):
             rows = np.flatnonzero(store.status() == SCORED)
-            index = build_index(store.column("embedding")[rows], rows)
+            built = build_index(store.column("embedding")[rows], rows)
             cell = np.full(len(store), -1, dtype=np.int32)
-            cell[rows] = index.cell
-            store.write_diversity(index.centroids, cell, index.serialised)
+            cell[rows] = built.cell
+            store.write_diversity(built.centroids, cell, built.serialised)
+
+
+def code_fingerprint() -> str:
+    """Sha256 over the modules that decide what a score is: after a change in them, a store is not continued."""
+    digest = hashlib.sha256()
+    for module in DECIDING_MODULES:
+        digest.update(Path(module).read_bytes())
+    return digest.hexdigest()
 
 
 class UnitScores:
@@ -302,6 +326,11 @@ class UnitScores:
         if measured is None:
             return
         places = np.asarray(batch.good) - self.rows.start
+        finite = np.isfinite(measured.distance_N) & np.isfinite(measured.embedding_ND).all(axis=1)
+        for place in places[~finite]:
+            self.scores.status[place] = REJECTED
+            self.scores.error[place] = "its statistics in the teacher are not finite"
+        places, measured = places[finite], measured.take(finite)
         self.scores.status[places] = SCORED
         self.scores.distance[places] = measured.distance_N
         self.scores.layer_distance[places] = measured.layer_distance_NL2

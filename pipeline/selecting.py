@@ -70,6 +70,13 @@ def make_selection(store: ScoreStore, settings: SelectSettings) -> Selection:
     return Selection(table, about)
 
 
+def first(selection: Selection, count: int) -> Selection:
+    """The selection for a smaller budget: its first rows, weighted among themselves."""
+    table = selection.table.head(count)
+    weight = distance_weights(table["distance"].to_numpy(np.float32), "minmax")
+    return Selection(table.assign(weight=weight), selection.about | {"budget": str(count)})
+
+
 def image_count(budget: str, available: int) -> int:
     """Budget as a number of images. Raises SettingsError where it exceeds what is there."""
     wanted = parse_budget(budget)

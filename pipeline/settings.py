@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from storage.errors import SettingsError
 
 DistanceKind = Literal["standardized", "paper"]
+Normalization = Literal["robust", "minmax"]
 Strategy = Literal["ads", "nearest", "random", "confidence", "all"]
 
 
@@ -30,7 +31,7 @@ class ScoreSettings:
     ] = False
     min_side: Annotated[int, "Reject images with a side shorter than this, in pixels"] = 16
     limit: Annotated[int | None, "Only the first images of the corpus"] = None
-    workers: Annotated[int, "Decoding threads"] = 2
+    workers: Annotated[int, "Decoding threads; 0 for one per core"] = 0
     device: Annotated[str, "auto, cpu, cuda, cuda:1, ..."] = "auto"
     precision: Annotated[Literal["float32", "bfloat16"], "Of the forward pass; statistics are always float32"] = (
         "float32"
@@ -41,8 +42,12 @@ class ScoreSettings:
     retry_failed: Annotated[bool, "Score again the shards that hold unreadable or rejected images"] = False
 
     def __post_init__(self) -> None:
-        for name in ("shard_size", "batch_size", "embedding_size", "min_side", "workers"):
+        for name in ("shard_size", "batch_size", "embedding_size", "min_side"):
             _at_least_one(name, getattr(self, name))
+        if self.workers < 0:
+            raise SettingsError(
+                f"workers is {self.workers}; give 0 for one per core, or a number of threads (--workers)"
+            )
         if self.limit is not None:
             _at_least_one("limit", self.limit)
 

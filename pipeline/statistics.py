@@ -12,8 +12,9 @@ Shapes: N images, C channels, H x W positions.
 import dataclasses
 import fnmatch
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -58,10 +59,12 @@ class _StopForwardError(Exception):
 def find_layers(teacher: Segmenter) -> list[BatchNormLayer]:
     """List the BatchNorm layers that can be monitored, in the order in which a forward pass reaches them.
 
-    A layer whose input is a single position (after global pooling) has no variance over (H, W) and is left out.
+    A layer whose input is a single position (after global pooling) has no variance over (H, W) and is left out; so is
+    one that a pass runs through twice, whose running statistics mix two inputs.
 
     Raises:
-        ModelError: the teacher has no BatchNorm with running statistics; the message names what it has instead.
+        ModelError: the teacher has no BatchNorm with running statistics; the message names what it has instead. Or one
+            of its layers uses batch statistics in eval mode.
     """
     named = {
         name: module
@@ -73,23 +76,45 @@ def find_layers(teacher: Segmenter) -> list[BatchNormLayer]:
             f"the teacher ({teacher.spec.builder}) has no BatchNorm layer with running statistics, which DFSS compares "
             f"images against; its normalisation is {_normalisation(teacher.network)}; use a BatchNorm teacher"
         )
+    _refuse_batch_statistics(teacher)
     positions: dict[str, int] = {}
+    calls: Counter[str] = Counter()
 
-    def record(name: str, inputs: tuple[Tensor, ...]) -> None:
-        positions.setdefault(name, inputs[0].shape[-2] * inputs[0].shape[-1])
+    def record(name: str, input_NCHW: Tensor) -> None:
+        positions[name] = input_NCHW.shape[-2] * input_NCHW.shape[-1]
+        calls[name] += 1
 
-    handles = [
-        module.register_forward_pre_hook(lambda _, inputs, name=name: record(name, inputs))
-        for name, module in named.items()
-    ]
+    handles = [_on_input(module, partial(record, name)) for name, module in named.items()]
     try:
         probe(teacher)
     finally:
         _remove(handles)
-    layers = [BatchNormLayer(name, named[name], count) for name, count in positions.items() if count > 1]
+    layers = [
+        BatchNormLayer(name, named[name], count) for name, count in positions.items() if count > 1 and calls[name] == 1
+    ]
     if not layers:
-        raise ModelError(f"no BatchNorm layer of the teacher ({teacher.spec.builder}) sees more than one position")
+        raise ModelError(
+            f"no BatchNorm layer of the teacher ({teacher.spec.builder}) sees more than one position, once per pass"
+        )
     return layers
+
+
+def _refuse_batch_statistics(teacher: Segmenter) -> None:
+    for name, module in teacher.network.named_modules():
+        if isinstance(module, BatchNorm) and module.running_mean is None:
+            raise ModelError(
+                f"layer {name} of the teacher normalises by its batch even in eval mode (track_running_stats=False), "
+                "so an image's statistics would depend on its neighbours; use a teacher with running statistics throughout"
+            )
+
+
+def _on_input(module: nn.Module, act: Callable[[Tensor], None]) -> RemovableHandle:
+    """Call ``act`` with a module's input before it runs, however the input is passed."""
+
+    def hook(_: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        act(inputs[0] if inputs else named["input"])
+
+    return module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
 def _normalisation(network: nn.Module) -> str:
@@ -163,14 +188,12 @@ def record_bn_statistics(
     found: dict[str, LayerStatistics] = {}
     last = layers[-1].name
 
-    def record(layer: BatchNormLayer, inputs: tuple[Tensor, ...]) -> None:
-        found[layer.name] = statistics_of(inputs[0], layer.module)
+    def record(layer: BatchNormLayer, input_NCHW: Tensor) -> None:
+        found[layer.name] = statistics_of(input_NCHW, layer.module)
         if stop_after_last and layer.name == last:
             raise _StopForwardError
 
-    handles = [
-        layer.module.register_forward_pre_hook(lambda _, inputs, layer=layer: record(layer, inputs)) for layer in layers
-    ]
+    handles = [_on_input(layer.module, partial(record, layer)) for layer in layers]
     try:
         yield found
     finally:

@@ -6,12 +6,11 @@
 Shapes: N images.
 """
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import NDArray
 
-Normalization = Literal["robust", "minmax"]
+from pipeline.settings import Normalization
+
 ROBUST_QUANTILES = (0.05, 0.95)
 
 

@@ -22,6 +22,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from storage.errors import DFSSError, SettingsError
 
 PARAMS_FILE = Path("params.yaml")
+TOP_SECTION = "dfss"
+"""Our part of params.yaml, which the user's own pipeline may share."""
+
 SettingsT = TypeVar("SettingsT")
 
 
@@ -50,8 +53,10 @@ class Command(Generic[SettingsT]):
             self._fail(str(error), error.exit_code)
         except OSError as error:  # a full disk, a read-only folder: the machine's trouble, not a bug
             self._fail(str(error), 1)
-        except KeyboardInterrupt:
-            self._fail("interrupted; run the same command again to continue", 130)
+        except Exception as error:
+            if type(error).__name__ != "OutOfMemoryError":  # torch's, which this module must not import
+                raise
+            self._fail("the device is out of memory; give a smaller --batch-size", 1)
 
     def _fail(self, message: str, code: int) -> None:
         sys.stderr.write(f"{self.name}: error: {' '.join(message.split())}\n")
@@ -59,7 +64,10 @@ class Command(Generic[SettingsT]):
 
     def _callback(self) -> Callable[..., None]:
         def callback(**options: Any) -> None:
-            self.run(self.settings(**{name: value for name, value in options.items() if name not in self.flags}))
+            try:
+                self.run(self.settings(**{name: value for name, value in options.items() if name not in self.flags}))
+            except KeyboardInterrupt:
+                self._fail("interrupted; what was finished is kept", 130)
 
         parameters = [_parameter(field, hint) for field, hint in _fields(self.settings)]
         parameters += [_flag(name, action, text) for name, (action, text) in self.flags.items()]
@@ -72,24 +80,35 @@ class Command(Generic[SettingsT]):
         given = read_section(PARAMS_FILE, self.section)
         if unknown := sorted(set(given) - known):
             raise SettingsError(
-                f"{PARAMS_FILE}: {self.section}.{unknown[0]} is no setting of {self.name}; "
+                f"{PARAMS_FILE}: {TOP_SECTION}.{self.section}.{unknown[0]} is no setting of {self.name}; "
                 f"it knows {', '.join(sorted(known))}"
             )
         return given
 
 
+def say(text: str) -> None:
+    """Print a line to stdout as it is: no wrapping, no markup."""
+    Console().print(text, highlight=False, soft_wrap=True, markup=False)
+
+
 def read_section(path: Path, section: str) -> dict[str, Any]:
-    """Read one section of a YAML file; {} where the file or the section is absent."""
+    """Read ``dfss.SECTION`` of a YAML file; {} where the file or the section is absent.
+
+    Raises:
+        SettingsError: the file is no YAML, or the section no mapping.
+    """
     if not path.is_file():
         return {}
     try:
         document = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is not valid YAML: {error}") from error
-    values = document.get(section) if isinstance(document, dict) else None
-    if values is not None and not isinstance(values, dict):
-        raise SettingsError(f"{path}: {section} must map settings to values")
-    return {name: value for name, value in (values or {}).items() if value is not None}
+    values: Any = document if isinstance(document, dict) else {}
+    for name in (TOP_SECTION, section):
+        values = values.get(name) or {}
+        if not isinstance(values, dict):
+            raise SettingsError(f"{path}: {name} must map settings to values")
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _fields(settings: type[Any]) -> Iterator[tuple[dataclasses.Field[Any], Any]]:

@@ -6,24 +6,34 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from storage.errors import SettingsError
+
 
 @contextmanager
 def publish(path: Path) -> Iterator[Path]:
     """Yield a sibling path to write to; on success it becomes ``path``, on failure it is removed.
 
-    Works for one file or one folder, whichever the body creates. The sibling's name is fixed, so that what a killed
-    process left behind is replaced by the next one.
+    Works for one file or one folder, whichever the body creates. The siblings' names are fixed, so that what a killed
+    process left behind is cleared away by the next one.
+
+    Raises:
+        SettingsError: ``path`` is a folder such as ``.`` that cannot be replaced.
     """
+    if not path.name:
+        raise SettingsError(f"{path} is a folder; give the name of what is to be written")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
+    partial, old = path.with_name(f"{path.name}.partial"), path.with_name(f"{path.name}.old.partial")
     remove(partial)
     try:
         yield partial
-        if partial.is_dir():
-            remove(path)  # a folder cannot be renamed onto a full one
-        os.replace(partial, path)  # noqa: PTH105  (the name says that it replaces)
+        if partial.is_dir() and path.exists():
+            # A folder cannot be renamed onto a full one, and one that is half deleted must never be taken for a whole.
+            remove(old)
+            os.replace(path, old)  # noqa: PTH105  (the name says that it replaces)
+        os.replace(partial, path)  # noqa: PTH105
     finally:
         remove(partial)
+        remove(old)
 
 
 def remove(path: Path) -> None:

@@ -19,12 +19,15 @@ import zarr
 from numpy.typing import NDArray
 
 from storage.errors import StoreError
-from storage.files import publish
+from storage.files import publish, remove
 from storage.manifest import Manifest
 
 SCHEMA_VERSION = 1
 PENDING, SCORED, UNREADABLE, REJECTED = range(4)
 INNER_CHUNK = 256
+
+# What zarr raises for a folder or a metadata file that is none of its own.
+NOT_ZARR = (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError)
 
 Attributes = dict[str, Any]
 
@@ -66,7 +69,7 @@ class ScoreStore:
     @property
     def complete(self) -> bool:
         """Whether every row is accounted for and the diversity index is built."""
-        return bool(self.group.attrs["complete"])
+        return bool(self.group.attrs.get("complete", False))
 
     def units(self) -> list[range]:
         """The rows of each work unit."""
@@ -92,7 +95,8 @@ class ScoreStore:
 
     def _array(self, name: str) -> zarr.Array[Any]:
         if name not in self.group:
-            raise StoreError(f"{self.path} has no {name!r}; score the corpus anew with dfss-score --overwrite")
+            how = "dfss-score --overwrite --entropy" if name == "entropy" else "dfss-score with another --out"
+            raise StoreError(f"{self.path} has no {name!r}; score the corpus anew by {how}")
         array = self.group[name]
         assert isinstance(array, zarr.Array)
         return array
@@ -134,8 +138,7 @@ class ScoreStore:
         self, centroids: NDArray[np.float32], cell: NDArray[np.int32], index: NDArray[np.uint8]
     ) -> None:
         """Write centroids [K, D], the cell of each row [N] (-1 where not scored) and the serialised FAISS index."""
-        if "diversity" in self.group:
-            del self.group["diversity"]
+        remove(self.path / "diversity")  # whatever an interrupted run left of it
         diversity = self.group.create_group("diversity")
         rows = int(self.attributes["shard_size"])
         diversity.create_array("centroids", data=centroids)
@@ -189,9 +192,11 @@ def open_store(path: Path, *, writable: bool = False) -> ScoreStore:
         raise StoreError(f"no scores in {path}; run dfss-score --out {path} first")
     try:
         group = zarr.open_group(path, mode="r+" if writable else "r", zarr_format=3)
-    except (FileNotFoundError, ValueError, KeyError) as error:
+    except NOT_ZARR as error:
         raise StoreError(f"{path} is not a score store ({error}); run dfss-score with another --out") from error
     version = group.attrs.get("schema_version")
+    if version is None:
+        raise StoreError(f"{path} is a Zarr group but not a score store; run dfss-score with another --out")
     if version != SCHEMA_VERSION:
         raise StoreError(
             f"{path} has score schema {version}, this is {SCHEMA_VERSION}; score it anew with dfss-score --overwrite"
@@ -203,15 +208,15 @@ def is_store(path: Path) -> bool:
     """Whether a folder is a score store, of this schema or another, complete or not."""
     try:
         return "schema_version" in zarr.open_group(path, mode="r", zarr_format=3).attrs
-    except (FileNotFoundError, ValueError, KeyError):
+    except NOT_ZARR:
         return False
 
 
 def open_complete(path: Path) -> ScoreStore:
     """Open a store for reading its scores. Raises StoreError where some are still missing."""
     store = open_store(path)
-    if not store.complete:
-        done = int((store.status() != PENDING).sum())
+    done = int((store.status() != PENDING).sum())
+    if not store.complete or done < len(store):
         raise StoreError(f"{path} is not complete ({done} of {len(store)} rows); run dfss-score again to finish it")
     return store
 
@@ -238,16 +243,18 @@ def _short(value: Any) -> str:
 
 
 @contextmanager
-def exclusive(path: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold a folder for writing. The claim is the kernel's, so it ends with the process, however that ends.
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold a store, present or to be made, for writing. The claim is a kernel's lock on the empty file ``.NAME.lock``
+    beside it, so it ends with the process, however that ends; the file itself means nothing.
 
     Raises:
-        StoreError: another process holds it, and ``wait`` is false.
+        StoreError: another process holds it.
     """
-    handle = os.open(path, os.O_RDONLY)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StoreError(f"another run is writing {path}; wait for it to end, or give another --out") from None
         yield

@@ -28,10 +28,6 @@ class Selection:
         """Number of images."""
         return len(self.table)
 
-    def head(self, count: int) -> "Selection":
-        """The selection for a smaller budget."""
-        return Selection(self.table.head(count), self.about)
-
 
 def write_selection(selection: Selection, path: Path) -> None:
     """Write a selection, whole or not at all."""

@@ -44,7 +44,10 @@ def test_help_pays_for_no_heavy_library(command: str, tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-c", watch], capture_output=True, text=True, cwd=tmp_path, env=command_environment()
     )
-    assert not {"torch", "zarr", "faiss", "pandas", "dvclive", "numpy"} & set(result.stderr.split(","))
+    modules = set(result.stderr.split(","))
+    assert result.returncode == 0
+    assert "typer" in modules
+    assert not {"torch", "zarr", "faiss", "pandas", "dvclive", "numpy"} & modules
 
 
 def test_the_whole_chain_runs_on_defaults(
@@ -73,7 +76,7 @@ def test_the_card_works_as_written(run_command: Run, image_folder: Path, teacher
     synset.parent.mkdir(parents=True)
     image_folder.rename(synset)
     (tmp_path / "params.yaml").write_text(
-        f"score:\n  teacher: {teacher_file}\ndistill:\n  student: tiny_models:tiny\n  steps: 2\n"
+        f"dfss:\n  score:\n    teacher: {teacher_file}\n  distill:\n    student: tiny_models:tiny\n    steps: 2\n"
     )
     for command, arguments in (("dfss-score", ["--corpus", "imagenet"]), ("dfss-distill", ["--shards", "scores.zarr"])):
         result = run_command(command, *arguments)

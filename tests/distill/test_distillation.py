@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import NAMES, tiny_model, tiny_spec
 
-from distill.distillation import distill, find_selection
+from distill.distillation import Distillation, distill, find_selection
 from distill.images import SelectedImages, hold_back
 from distill.settings import DistillSettings, TrainSettings
 from distill.supervised import train
@@ -113,13 +113,13 @@ def test_a_run_is_not_lost_by_mistake(store: ScoreStore) -> None:
     assert Path("run/notes.txt").read_text() == "mine"
 
 
-def test_the_selection_beside_the_store_is_used_when_it_is_large_enough(store: ScoreStore) -> None:
+def test_the_selection_beside_the_store_is_used_and_never_silently_exchanged(store: ScoreStore) -> None:
     _, written = select(SelectSettings(strategy="random", budget="9", seed=5))
     found = find_selection(settings(budget=None), store)
     assert list(found.table["row"]) == list(written.table["row"])
     assert list(find_selection(settings(budget="4"), store).table["row"]) == list(written.table["row"][:4])
-    larger = find_selection(settings(budget="20"), store)
-    assert (larger.about["strategy"], len(larger)) == ("ads", 20)
+    with pytest.raises(SelectionError, match="holds 9 images, --budget asks for 20"):
+        find_selection(settings(budget="20"), store)
 
 
 def test_without_any_selection_the_default_one_is_made(store: ScoreStore) -> None:
@@ -194,7 +194,7 @@ def test_an_image_that_went_bad_after_scoring_is_named(store: ScoreStore, image_
     second = str(selection.table["key"][1])
     path = image_folder / second
     path.write_bytes(b"x" * path.stat().st_size)
-    with SelectedImages(store, selection) as images, pytest.raises(CorpusError, match=second):
+    with SelectedImages(store, selection, largest=(48, 64)) as images, pytest.raises(CorpusError, match=second):
         images[1]
 
 
@@ -229,8 +229,69 @@ def test_supervised_training_learns_and_is_resumed_alike(labelled_folder: Path) 
     assert files(Path("b")) == files(Path("a"))
 
 
-def test_gradients_reach_the_student_and_never_the_teacher(store: ScoreStore) -> None:
+def test_the_student_changes_and_the_teacher_does_not(store: ScoreStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Distillation] = []
+    plain = Distillation.__init__
+
+    def remember(self: Distillation, **fields: Any) -> None:
+        plain(self, **fields)
+        made.append(self)
+
+    monkeypatch.setattr(Distillation, "__init__", remember)
     before = load_model("teacher.safetensors").network.state_dict()
-    run(distill(settings(steps=3)))
-    after = load_model("teacher.safetensors").network.state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    run(distill(settings(steps=3, lr=0.1, student="teacher.safetensors")))
+    taught = load_model("run/student.safetensors").network.state_dict()
+    assert all(torch.equal(before[name], tensor) for name, tensor in made[0].teacher.network.state_dict().items())
+    assert not torch.equal(before["stem.0.weight"], taught["stem.0.weight"])
+
+
+def test_what_is_held_back_cannot_change_in_the_middle_of_a_run(store: ScoreStore, labelled_folder: Path) -> None:
+    steps = distill(settings())
+    for step in steps:
+        if step.done == 8:
+            break
+    steps.close()  # type: ignore[attr-defined]
+    with pytest.raises(SettingsError, match=r"held_back=1 \(now 0\)"):
+        run(distill(settings(resume=True, val=str(labelled_folder))))
+
+
+@pytest.mark.parametrize("name", ["selection.parquet", "checkpoint.pt", "student.safetensors"])
+def test_files_that_are_not_of_a_run_are_never_replaced(name: str, store: ScoreStore) -> None:
+    Path("run").mkdir()
+    Path("run", name).write_text("mine")
+    with pytest.raises(SettingsError, match=f"holds {name} but no run"):
+        run(distill(settings(steps=2, overwrite=True)))
+    assert Path("run", name).read_text() == "mine"
+
+
+def test_a_curve_that_a_kill_cut_short_does_not_stop_a_resumed_run(store: ScoreStore) -> None:
+    run(distill(settings(out="whole", steps=30)))
+    steps = distill(settings(out="halved", steps=30))
+    for step in steps:
+        if step.done == 28:
+            break
+    steps.close()  # type: ignore[attr-defined]
+    with Path("halved/curves/plots/metrics/loss.tsv").open("a") as table:
+        table.write("3")  # of a line that was being written
+    run(distill(settings(out="halved", steps=30, resume=True)))
+    assert files(Path("halved")) == files(Path("whole"))
+
+
+def test_a_teacher_scored_by_catalogue_name_is_found_again_at_a_new_root(
+    image_folder: Path, teacher_file: Path
+) -> None:
+    synset = Path("in/train/n01440764")
+    synset.parent.mkdir(parents=True)
+    image_folder.rename(synset)
+    scoring = Scoring(ScoreSettings(corpus="imagenet", root="in", teacher=str(teacher_file), device="cpu"))
+    run(scoring.run())
+    Path("in").rename("moved")
+    run(distill(settings(steps=2, root="moved")))
+
+
+def test_images_are_kept_no_larger_than_they_are_of_use(store: ScoreStore) -> None:
+    selection = make_selection(store, SelectSettings(budget="3"))
+    with SelectedImages(store, selection, largest=(20, 20)) as images:
+        assert images[0].size == (28, 20)  # 56 x 40, halved: covers 20 x 20
+    with SelectedImages(store, selection, largest=(400, 400)) as images:
+        assert images[0].size == (56, 40)

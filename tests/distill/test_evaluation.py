@@ -1,19 +1,21 @@
 """mIoU against torchmetrics and against counting by hand."""
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import NAMES, tiny_model, tiny_spec
+from conftest import NAMES, Call, tiny_model, tiny_spec
 from PIL import Image
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from distill.evaluation import agreement, evaluate, summarise
 from distill.judging import judge, named
-from distill.labelled import check_classes, open_labelled
+from distill.labelled import check_classes, check_labels, open_labelled
 from distill.settings import EvalSettings
 from pipeline.models import Segmenter, load_model, save_model
 from storage.errors import DataError
@@ -76,6 +78,24 @@ def test_one_models_json_is_its_figures(teacher_file: Path, labelled_folder: Pat
     assert set(json.loads((tmp_path / "e.json").read_text())) == {"miou", "pixel_accuracy", "iou", "images"}
 
 
+def test_models_that_name_their_classes_differently_share_a_table(
+    teacher: Segmenter, teacher_file: Path, labelled_folder: Path, tmp_path: Path, call: Call, capsys: Any
+) -> None:
+    import distill.cli
+
+    renamed = dataclasses.replace(teacher.spec, class_names=("class 0", "class 1", "class 2"))
+    save_model(Segmenter(teacher.network, renamed), tmp_path / "b.safetensors")
+    arguments = ["--model", f"[/a]={teacher_file}", "--model", "b.safetensors", "--data", labelled_folder]
+    assert call(distill.cli.evaluate, *arguments) == 0
+    printed = capsys.readouterr().out
+    assert "[/a]" in printed
+    assert "sky" in printed
+
+
+def test_labels_of_nothing_but_void_give_valid_json(teacher: Segmenter) -> None:
+    assert summarise(torch.zeros(3, 3), NAMES, images=1).to_json()["miou"] is None
+
+
 def test_a_file_with_an_equals_sign_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "a=b").touch()
     assert named("a=b") == ("a=b", "a=b")
@@ -96,7 +116,7 @@ def test_another_class_count_than_the_datas_is_refused(labelled_folder: Path, tm
         check_classes(open_labelled(labelled_folder), model.spec.num_classes, model="two")
 
 
-@pytest.mark.parametrize("harm", ["no labels", "no partner", "empty", "not an image", "colour label"])
+@pytest.mark.parametrize("harm", ["no labels", "no partner", "empty", "not an image", "colour label", "other size"])
 def test_labelled_data_that_cannot_be_used_says_why(harm: str, teacher: Segmenter, labelled_folder: Path) -> None:
     if harm == "no labels":
         (labelled_folder / "labels").rename(labelled_folder / "masks")
@@ -108,7 +128,10 @@ def test_labelled_data_that_cannot_be_used_says_why(harm: str, teacher: Segmente
     elif harm == "not an image":
         (labelled_folder / "images" / "1.png").write_text("text")
     else:
-        Image.new("RGB", (56, 40)).save(labelled_folder / "labels" / "1.png")
+        wrong = Image.new("RGB", (56, 40)) if harm == "colour label" else Image.new("L", (40, 56))
+        wrong.save(labelled_folder / "labels" / "1.png")
     with pytest.raises(DataError) as caught:
         evaluate(teacher, open_labelled(labelled_folder))
+    with pytest.raises(DataError):
+        check_labels(open_labelled(labelled_folder), 3, model="the teacher")
     assert str(labelled_folder) in str(caught.value)

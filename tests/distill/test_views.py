@@ -8,7 +8,7 @@ from conftest import draw_image
 from PIL import Image, ImageEnhance
 
 from distill.ordering import epoch_slice
-from distill.views import View, ViewSettings, crop_image, crop_label, draw_view, light_images
+from distill.views import View, ViewSettings, crop_image, crop_label, draw_view, light_images, whole_view
 
 SETTINGS = ViewSettings(height=24, width=32, min_scale=0.5, jitter=0.3)
 
@@ -33,6 +33,11 @@ def test_image_and_label_are_cut_alike() -> None:
     cut = np.asarray(Image.fromarray(crop_image(image, view, SETTINGS)).convert("L"))
     assert label.shape == cut.shape == (24, 32)
     assert ((cut > 100) == label).mean() > 0.95
+
+
+def test_the_whole_view_is_centred_and_of_the_right_shape() -> None:
+    view = whole_view((100, 60), SETTINGS)
+    assert view == View(box=(10.0, 0.0, 90.0, 60.0), flip=False, light=(1.0, 1.0, 1.0))
 
 
 def test_flipping_mirrors() -> None:

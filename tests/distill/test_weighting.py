@@ -43,8 +43,18 @@ def test_draws_follow_the_weights() -> None:
     np.testing.assert_allclose(counts / 8000, WEIGHTS / 2, atol=0.02)
 
 
-def test_a_batch_holds_distinct_images_while_enough_have_weight() -> None:
+@pytest.mark.parametrize("count", [1, 4, 8])
+def test_the_expected_number_of_draws_is_proportional_whatever_the_batch(count: int) -> None:
+    weights = np.random.default_rng(1).random(20)
+    rng, rounds = np.random.default_rng(0), 6000
+    drawn = np.concatenate([draw(weights, count, rng) for _ in range(rounds)])
+    expected = count * weights / weights.sum()
+    np.testing.assert_allclose(np.bincount(drawn, minlength=20) / rounds, expected, atol=0.03)
+
+
+def test_no_image_comes_twice_unless_more_than_one_is_due() -> None:
     rng = np.random.default_rng(0)
-    assert sorted(draw(WEIGHTS, 3, rng)) == [0, 1, 2]
+    weights = rng.uniform(0.5, 1.0, 40)
+    assert all(len(set(draw(weights, 8, rng))) == 8 for _ in range(200))
     assert set(draw(WEIGHTS, 8, rng)) <= {0, 1, 2}
-    assert len(draw(np.zeros(4), 4, rng)) == 4
+    assert sorted(draw(np.zeros(4), 4, rng)) == [0, 1, 2, 3]

@@ -123,6 +123,25 @@ def test_fingerprints_tell_weights_apart_and_nothing_else(teacher: Segmenter, te
     assert fingerprint(tiny_model(seed=1)) != fingerprint(teacher)
 
 
+def test_a_fingerprint_sees_what_the_builder_is_told(teacher: Segmenter) -> None:
+    other = ModelSpec(**{**_fields(teacher.spec), "arguments": {"width": 8}})  # type: ignore[arg-type]
+    assert fingerprint(Segmenter(teacher.network, other)) != fingerprint(teacher)
+
+
+def test_a_network_that_wants_its_auxiliary_head_gets_it_back(tmp_path: Path) -> None:
+    spec = ModelSpec(
+        builder="torchvision:fcn_resnet50",
+        arguments={"aux_loss": True},
+        num_classes=3,
+        class_names=NAMES,
+        image_size=(64, 64),
+    )
+    save_model(build_model(spec), tmp_path / "aux.safetensors")
+    assert any(
+        name.startswith("aux_classifier") for name in load_model(tmp_path / "aux.safetensors").network.state_dict()
+    )
+
+
 def test_official_weights_load_from_the_cache_and_name_the_missing_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

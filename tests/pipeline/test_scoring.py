@@ -1,5 +1,6 @@
 """Stage one from a folder of images to a complete store."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -190,7 +191,7 @@ def test_a_folder_that_is_no_store_is_never_replaced(image_folder: Path, teacher
     other = tmp_path / "other.zarr"
     zarr.create_group(other).create_array("mine", data=np.arange(3))
     before = tree(other)
-    with pytest.raises(StoreError, match="score schema None"):
+    with pytest.raises(StoreError, match="not a score store"):
         score(settings(image_folder, teacher_file, out=str(other), overwrite=True))
     assert tree(other) == before
 
@@ -208,6 +209,59 @@ def test_a_store_of_an_older_schema_is_replaced_when_told(image_folder: Path, te
 def test_two_runs_on_one_store_do_not_mix(image_folder: Path, teacher_file: Path) -> None:
     path = Path(score(settings(image_folder, teacher_file)).settings.out)
     with exclusive(path), pytest.raises(StoreError, match="another run is writing"):
+        score(settings(image_folder, teacher_file))
+
+
+def test_an_image_whose_statistics_are_not_finite_is_rejected(image_folder: Path, teacher_file: Path) -> None:
+    import torch
+
+    class Overflow(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.where(images.mean(dim=(1, 2, 3), keepdim=True) > -1.0, images * torch.inf, images)
+
+    scoring = Scoring(settings(image_folder, teacher_file))
+    network = scoring.scorer.teacher.network
+    network.stem.insert(0, Overflow())  # type: ignore[operator, union-attr]
+    for _ in scoring.run():
+        pass
+    store = open_complete(Path(scoring.settings.out))
+    rejected = store.status() == REJECTED
+    assert 0 < rejected.sum() < 23
+    assert np.isfinite(store.column("distance")[~rejected]).all()
+    assert set(store.errors().values()) == {"its statistics in the teacher are not finite"}
+
+
+@pytest.mark.parametrize("moment", range(0, 60, 4))
+def test_a_write_that_fails_at_any_moment_costs_nothing(
+    moment: int, image_folder: Path, teacher_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store of another teacher is being replaced; the disk fills up at the n-th write; then there is room again."""
+    import zarr.storage._local as local
+
+    save_model(tiny_model(seed=1), tmp_path / "other.safetensors")
+    score(settings(image_folder, tmp_path / "other.safetensors"))
+    score(settings(image_folder, teacher_file, out=str(tmp_path / "whole.zarr")))
+    plain, writes = local._atomic_write, iter(range(1000))
+
+    def failing(*arguments: Any, **options: Any) -> Any:
+        if next(writes) >= moment:
+            raise OSError(28, "No space left on device")
+        return plain(*arguments, **options)
+
+    with monkeypatch.context() as full_disk:
+        full_disk.setattr(local, "_atomic_write", failing)
+        with contextlib.suppress(OSError):
+            score(settings(image_folder, teacher_file, overwrite=True))
+    score(settings(image_folder, teacher_file, overwrite=True))
+    assert tree(tmp_path / "scores.zarr") == tree(tmp_path / "whole.zarr")
+
+
+def test_a_change_of_the_code_that_scores_is_another_setting(
+    image_folder: Path, teacher_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score(settings(image_folder, teacher_file))
+    monkeypatch.setattr("pipeline.scoring.code_fingerprint", lambda: "changed")
+    with pytest.raises(StoreError, match="code is .* there and changed now"):
         score(settings(image_folder, teacher_file))
 
 

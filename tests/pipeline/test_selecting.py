@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.scoring import Scoring
-from pipeline.selecting import ads_order, make_selection, select
+from pipeline.selecting import ads_order, first, make_selection, select
 from pipeline.settings import ScoreSettings, SelectSettings, parse_budget
 from pipeline.weights import distance_weights
 from storage.errors import SelectionError, SettingsError, StoreError
@@ -86,6 +86,15 @@ def test_a_store_in_which_nothing_could_be_scored_has_nothing_to_select(teacher_
         pass
     with pytest.raises(SelectionError, match="no image"):
         make_selection(open_complete(Path(settings.out)), SelectSettings())
+
+
+def test_a_part_of_a_selection_is_the_selection_for_that_budget(store: ScoreStore) -> None:
+    whole = make_selection(store, SelectSettings(budget="1.0"))
+    part = first(whole, 7)
+    pd.testing.assert_frame_equal(
+        part.table, make_selection(store, SelectSettings(budget="7")).table, check_dtype=False
+    )
+    assert part.about["budget"] == "7"
 
 
 @pytest.mark.parametrize(

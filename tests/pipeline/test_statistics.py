@@ -177,6 +177,34 @@ def test_an_unknown_layer_is_named_beside_those_that_exist() -> None:
         choose_layers(find_layers(tiny_model()), "stem.1,tail.*")
 
 
+def test_a_layer_that_a_pass_runs_through_twice_is_left_out() -> None:
+    model = tiny_model()
+    network = model.network
+    network.body = nn.Sequential(network.body, nn.Conv2d(16, 16, 1), network.body[1])  # type: ignore[index]
+    assert [layer.name for layer in find_layers(model)] == ["stem.1", "neck.1"]
+
+
+def test_a_teacher_that_normalises_by_its_batch_is_refused() -> None:
+    model = tiny_model()
+    model.network.body[1] = nn.BatchNorm2d(16, track_running_stats=False)  # type: ignore[index, operator, union-attr]
+    with pytest.raises(ModelError, match=r"layer body\.1 .* by its batch"):
+        find_layers(model)
+
+
+def test_inputs_passed_by_name_are_seen_too() -> None:
+    class ByName(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+            self.head = nn.Conv2d(3, 3, 1)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.head(self.norm(input=images))  # type: ignore[no-any-return]
+
+    model = Segmenter(ByName(), tiny_spec()).eval()
+    assert measured(model, torch.rand(2, 3, 24, 32), "paper", 2).shape == (2, 1, 2)
+
+
 def test_a_teacher_without_batch_norm_is_told_what_it_has_instead() -> None:
     with pytest.raises(ModelError, match=r"no BatchNorm.*1 GroupNorm"):
         find_layers(build_model(tiny_spec("tiny_models:without_batch_norm")))

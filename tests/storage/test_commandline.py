@@ -31,6 +31,9 @@ def command(seen: list[Settings]) -> Command[Settings]:
             raise OSError(28, "No space left on device")
         seen.append(settings)
 
+        if settings.store == "impatient":
+            raise KeyboardInterrupt
+
     return Command(name="tool", settings=Settings, section="tool", run=run, help="Does it.", example="tool --store x")
 
 
@@ -41,7 +44,9 @@ def test_options_become_settings(call: Call) -> None:
 
 
 def test_params_yaml_stands_in_for_defaults_and_the_command_line_wins(call: Call, tmp_path: Path) -> None:
-    (tmp_path / "params.yaml").write_text("tool:\n  store: y\n  count: 7\n  quiet: true\nother:\n  nonsense: 1\n")
+    (tmp_path / "params.yaml").write_text(
+        "dfss:\n  tool:\n    store: y\n    count: 7\n    quiet: true\n  other: {}\ntool:\n  nonsense: 1\n"
+    )
     seen: list[Settings] = []
     assert call(command(seen), "--count", "8") == 0
     assert seen == [Settings(store="y", count=8, quiet=True)]
@@ -50,8 +55,8 @@ def test_params_yaml_stands_in_for_defaults_and_the_command_line_wins(call: Call
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("tool:\n  cuont: 7\n", "tool.cuont is no setting of tool"),
-        ("tool: [1]\n", "must map settings to values"),
+        ("dfss:\n  tool:\n    cuont: 7\n", "dfss.tool.cuont is no setting of tool"),
+        ("dfss:\n  tool: [1]\n", "must map settings to values"),
         ("tool: {", "not valid YAML"),
     ],
 )
@@ -71,6 +76,7 @@ def test_a_wrong_params_file_is_one_line(
         (["--store", "x", "--count", "0"], 2, "count is 0; give at least 1"),
         (["--store", "broken"], 1, "no scores in broken; run dfss-score"),
         (["--store", "full"], 1, "No space left on device"),
+        (["--store", "impatient"], 130, "interrupted"),
     ],
 )
 def test_errors_are_one_line_and_an_exit_code(

@@ -1,9 +1,12 @@
 """Publishing: whole or not at all."""
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from storage.errors import SettingsError
 from storage.files import publish
 
 
@@ -36,3 +39,29 @@ def test_a_folder_replaces_a_full_one_and_a_killed_writers_rest(tmp_path: Path) 
         partial.mkdir()
         (partial / "new").touch()
     assert [file.name for file in path.iterdir()] == ["new"]
+    assert [file.name for file in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_folder_is_never_half_deleted_under_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the moment of a kill, the name holds the whole old folder, the whole new one, or nothing."""
+    path = tmp_path / "folder"
+    path.mkdir()
+    (path / "a").touch()
+    (path / "b").touch()
+    plain = os.unlink
+
+    def watched(*arguments: Any, **options: Any) -> None:
+        if path.exists():
+            assert sorted(file.name for file in path.iterdir()) in (["a", "b"], ["new"])
+        plain(*arguments, **options)
+
+    monkeypatch.setattr(os, "unlink", watched)
+    with publish(path) as partial:
+        partial.mkdir()
+        (partial / "new").touch()
+    assert [file.name for file in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_name_that_cannot_be_written_is_refused() -> None:
+    with pytest.raises(SettingsError, match="is a folder"), publish(Path()):
+        pass

@@ -128,6 +128,10 @@ def test_reading_waits_for_completeness(store: ScoreStore) -> None:
     store.write_unit(range(8), scores(range(8)))
     with pytest.raises(StoreError, match=r"not complete \(8 of 20 rows\)"):
         open_complete(store.path)
+    for rows in store.units():
+        store.write_unit(rows, scores(rows))
+    with pytest.raises(StoreError, match=r"not complete \(20 of 20 rows\)"):  # the index is still to be built
+        open_complete(store.path)
     store.set_complete(True)
     assert open_complete(store.path).complete
 
@@ -167,6 +171,19 @@ def test_a_second_writer_is_refused_and_a_dead_one_does_not_block(store: ScoreSt
         pass
     with exclusive(store.path):
         pass
+
+
+def test_a_store_that_says_complete_with_rows_missing_is_not_believed(store: ScoreStore) -> None:
+    store.set_complete(True)
+    with pytest.raises(StoreError, match=r"not complete \(0 of 20 rows\)"):
+        open_complete(store.path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '"x"', "{}"])
+def test_broken_metadata_is_no_store(text: str, store: ScoreStore) -> None:
+    (store.path / "zarr.json").write_text(text)
+    with pytest.raises(StoreError, match="not a score store"):
+        open_store(store.path)
 
 
 def test_sweeping_removes_what_a_killed_writer_left(store: ScoreStore) -> None:

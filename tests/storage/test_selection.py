@@ -35,10 +35,6 @@ def test_pandas_reads_it_without_us(tmp_path: Path) -> None:
     assert list(pd.read_parquet(tmp_path / "s.parquet")["row"]) == [5, 2, 9]
 
 
-def test_a_smaller_budget_is_the_beginning() -> None:
-    assert list(selection().head(2).table["key"]) == ["é.jpg", "b.jpg"]
-
-
 @pytest.mark.parametrize("kind", ["absent", "text", "other table"])
 def test_something_else_is_refused(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "s.parquet"
