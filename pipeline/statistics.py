@@ -104,7 +104,7 @@ def _refuse_batch_statistics(teacher: Segmenter) -> None:
         if isinstance(module, BatchNorm) and module.running_mean is None:
             raise ModelError(
                 f"layer {name} of the teacher normalises by its batch even in eval mode (track_running_stats=False), "
-                "so an image's statistics would depend on its neighbours; use a teacher with running statistics throughout"
+                "so an image's statistics would depend on its neighbours; use one with running statistics throughout"
             )
 
 
