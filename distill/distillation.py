@@ -24,7 +24,7 @@ from pipeline.builders import resolve_builder
 from pipeline.devices import pick_device
 from pipeline.models import Segmenter, build_model, fingerprint, load_model
 from pipeline.selecting import default_path, first, image_count, make_selection
-from pipeline.settings import SelectSettings
+from pipeline.settings import SelectSettings, parse_arguments
 from pipeline.statistics import probe
 from pipeline.weights import distance_weights
 from storage.errors import ModelError, SelectionError
@@ -177,7 +177,8 @@ def _student(settings: DistillSettings, teacher: Segmenter) -> Segmenter:
             )
         return student
     torch.manual_seed(settings.seed)
-    spec = dataclasses.replace(teacher.spec, builder=resolve_builder(settings.student), arguments={})
+    arguments = parse_arguments(settings.student_arguments)
+    spec = dataclasses.replace(teacher.spec, builder=resolve_builder(settings.student), arguments=arguments)
     return build_model(spec, pretrained_backbone=settings.pretrained_backbone)
 
 

@@ -65,6 +65,7 @@ class TrainSettings(OptimisationSettings):
         str | None, "Names, comma-separated or a file of 'id name' lines [default: DATA's classes.txt]"
     ] = None
     image_size: Annotated[str, "HEIGHTxWIDTH in pixels that the network is trained at"] = "192x256"
+    arguments: Annotated[str, "Further arguments of the builder, as JSON"] = "{}"
     pretrained_backbone: Annotated[bool, "Start from the builder's ImageNet backbone"] = False
     out: Annotated[str, "Run folder; the model becomes OUT/model.safetensors"] = "runs/teacher"
 
@@ -85,6 +86,7 @@ class DistillSettings(OptimisationSettings):
     student: Annotated[
         str, "Network: lraspp_mobilenet_v3_large, Unet/mobilenet_v2, a builder, or a model file to go on from"
     ] = "lraspp_mobilenet_v3_large"
+    student_arguments: Annotated[str, "Further arguments of the student's builder, as JSON"] = "{}"
     pretrained_backbone: Annotated[bool, "Start from the student builder's ImageNet backbone"] = False
     weighting: Annotated[
         Weighting, "Weight of each image: WDPD, its start for good (static), none, or WDPD upside down"

@@ -23,7 +23,7 @@ from pipeline.builders import resolve_builder
 from pipeline.class_names import VOID, find_class_names, read_class_names
 from pipeline.devices import pick_device
 from pipeline.models import ModelSpec, Segmenter, build_model
-from pipeline.settings import parse_size
+from pipeline.settings import parse_arguments, parse_size
 from storage.errors import DataError
 
 
@@ -84,7 +84,11 @@ def train(settings: TrainSettings) -> Iterator[TrainingStep]:
     height, width = parse_size(settings.image_size)
     torch.manual_seed(settings.seed)
     spec = ModelSpec(
-        builder=resolve_builder(settings.builder), num_classes=len(names), class_names=names, image_size=(height, width)
+        builder=resolve_builder(settings.builder),
+        arguments=parse_arguments(settings.arguments),
+        num_classes=len(names),
+        class_names=names,
+        image_size=(height, width),
     )
     model = build_model(spec, pretrained_backbone=settings.pretrained_backbone).to(pick_device(settings.device))
     folder = RunFolder(Path(settings.out), "model.safetensors")

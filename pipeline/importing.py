@@ -1,6 +1,5 @@
 """Making a model file from a state dict that comes from elsewhere. Nothing is unpickled."""
 
-import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 from pipeline.builders import resolve_builder
 from pipeline.class_names import read_class_names
 from pipeline.models import ModelSpec, build_model, load_weights, save_model
-from pipeline.settings import ImportSettings, parse_numbers, parse_size
+from pipeline.settings import ImportSettings, parse_arguments, parse_numbers, parse_size
 from pipeline.statistics import probe
 from storage.errors import ModelError, SettingsError
 
@@ -49,17 +48,9 @@ def _spec(settings: ImportSettings) -> ModelSpec:
         names = tuple(f"class {index}" for index in range(settings.num_classes))
     else:
         raise SettingsError("how many classes? give --num-classes or --class-names")
-    try:
-        arguments: Any = json.loads(settings.arguments)
-    except json.JSONDecodeError as error:
-        raise SettingsError(
-            f"--arguments is not JSON ({error}); write for example '{{\"decoder_channels\": 64}}'"
-        ) from error
-    if not isinstance(arguments, dict):
-        raise SettingsError("--arguments must be a JSON object")
     return ModelSpec(
         builder=resolve_builder(settings.builder),
-        arguments=arguments,
+        arguments=parse_arguments(settings.arguments),
         num_classes=settings.num_classes or len(names),
         class_names=names,
         image_size=parse_size(settings.image_size),

@@ -1,8 +1,9 @@
 """What the commands of stage one can be told. Light: no torch, no zarr, so that ``--help`` answers at once."""
 
 import dataclasses
+import json
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from storage.errors import SettingsError
 
@@ -116,6 +117,17 @@ def parse_numbers(text: str, name: str) -> tuple[float, float, float]:
     except ValueError:
         raise SettingsError(f"--{name} {text!r} is not three numbers, such as 0.485,0.456,0.406") from None
     return red, green, blue
+
+
+def parse_arguments(text: str) -> dict[str, Any]:
+    """A builder's further arguments: a JSON object."""
+    try:
+        arguments = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise SettingsError(f'arguments {text!r} are not JSON ({error}); write for example {{"width": 64}}') from error
+    if not isinstance(arguments, dict):
+        raise SettingsError(f'arguments {text!r} must be a JSON object, such as {{"width": 64}}')
+    return arguments
 
 
 def parse_budget(text: str) -> int | float:

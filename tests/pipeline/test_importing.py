@@ -81,7 +81,7 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path: Path) -> 
         ({"class_names": "a,b"}, r"head\.weight is \(3, 8, 1, 1\), not \(2, 8, 1, 1\)"),
         ({"image_size": "big"}, "not HEIGHTxWIDTH"),
         ({"mean": "1,2"}, "not three numbers"),
-        ({"arguments": "{"}, "not JSON"),
+        ({"arguments": "{"}, "are not JSON"),
         ({"builder": "nonsense"}, "unknown network"),
     ],
 )
