@@ -64,10 +64,9 @@ def _make_world(settings: WorldSettings) -> None:
     from pipeline.world.writing import make_world as run
 
     run(Path(settings.out), settings=settings)
-    say(
-        f"{settings.out}: {settings.private} private and {settings.validation} validation scenes, "
-        f"{settings.wild} wild images"
-    )
+    counts = {"private": settings.private, "val": settings.validation, "wild": settings.wild}
+    drawn = {part: count for part, count in counts.items() if settings.part in ("all", part)}
+    say(f"{settings.out}: " + ", ".join(f"{count} {part} images" for part, count in drawn.items()))
 
 
 score = Command(

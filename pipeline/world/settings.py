@@ -1,7 +1,7 @@
 """What a generated world holds."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from storage.errors import SettingsError
 
@@ -16,7 +16,8 @@ class WorldSettings:
         SettingsError: If a value cannot be used.
     """
 
-    out: Annotated[str, "Folder of the world; a world that is there is replaced"] = "data/world"
+    out: Annotated[str, "Folder of the world; parts that are there are replaced"] = "data/world"
+    part: Annotated[Literal["all", "private", "val", "wild"], "Draw only this part"] = "all"
     seed: Annotated[int, "Chooses the world"] = 0
     height: Annotated[int, "Height of every image in pixels"] = 96
     width: Annotated[int, "Width of every image in pixels"] = 128

@@ -1,13 +1,10 @@
-"""Writing a world to disk, all of it or nothing.
-
-The world is written into a temporary folder beside its place and then moved there; readers never see half of one.
-"""
+"""Writing a world to disk, part by part, each whole or not at all."""
 
 import csv
 import io
 import logging
 import tarfile
-import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
@@ -18,6 +15,7 @@ from pipeline.world.settings import WorldSettings
 from pipeline.world.styles import CITY, CLASSES
 from pipeline.world.wild import PRIVATE, QUALITY, VALIDATION, plan_wild, render_wild, seeded
 from storage.errors import SettingsError
+from storage.files import publish
 
 SHARD = 500
 """Images per tar of the unlabelled mixture."""
@@ -27,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def make_world(out: Path, *, settings: WorldSettings) -> None:
-    """Generates a world of images at ``out``, in place of the world that may be there.
+    """Draws the parts of a world that ``settings.part`` asks for, in place of those that may be there.
 
     The teacher's labelled streets are ``private/images/*.jpg`` and ``private/labels/*.png`` (class ids as in
     ``private/classes.txt``, 255 = void); ``val/`` holds others of the same kind. The unlabelled mixture is
@@ -35,63 +33,74 @@ def make_world(out: Path, *, settings: WorldSettings) -> None:
 
     Args:
         out: Folder of the world.
-        settings: What to generate.
+        settings: What to draw.
 
     Raises:
-        SettingsError: If ``out`` holds something other than a world.
+        SettingsError: If a part's folder holds something else.
     """
-    out = out.resolve()
-    _check_replaceable(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
-        new, old = Path(temporary, "new"), Path(temporary, "old")
-        new.mkdir()
-        _write_streets(new / "private", PRIVATE, settings.private, settings)
-        _write_streets(new / "val", VALIDATION, settings.validation, settings)
-        classes = "".join(f"{number} {name}\n" for number, name in enumerate(CLASSES))
-        (new / "private" / "classes.txt").write_text(classes, encoding="utf-8", newline="\n")
-        _write_wild(new, settings)
-        if out.exists():
-            for hidden in out.glob(".*"):
-                hidden.replace(new / hidden.name)  # such as the .gitignore that DVC keeps beside its outputs
-            out.replace(old)
-        new.replace(out)
-    logger.info("made a world of %d images in %s", settings.private + settings.validation + settings.wild, out)
+    parts = [part for part in WRITERS if settings.part in ("all", part)]
+    for part in parts:
+        _check_replaceable(out / part)
+    for part in parts:
+        with publish(out / part) as folder:
+            folder.mkdir()
+            WRITERS[part](folder, settings)
+        if part == "wild":
+            with publish(out / SOURCES) as table:  # apart from the images, for no selection may read it
+                _write_sources(table, settings)
+        logger.info("drew the %s images of %s", part, out)
 
 
-def _check_replaceable(out: Path) -> None:
-    """Refuses to replace anything that is not a world, for it may be somebody's work."""
-    if not out.exists():
-        return
-    is_world = (out / SOURCES).is_file()
-    if not is_world and not (out.is_dir() and all(path.name.startswith(".") for path in out.iterdir())):
-        raise SettingsError(f"{out} exists and is not a world; choose another folder, or remove it first")
+def _check_replaceable(folder: Path) -> None:
+    """Refuses to replace anything that is not a part of a world, for it may be somebody's work."""
+    foreign = [] if not folder.exists() else [folder] if not folder.is_dir() else list(folder.iterdir())
+    if foreign := [path for path in foreign if not path.match("wild-*.tar") and path.name not in PART_NAMES]:
+        raise SettingsError(f"{foreign[0]} is not part of a world; choose another folder, or remove it first")
 
 
 def _write_streets(folder: Path, split: int, count: int, settings: WorldSettings) -> None:
     images, labels = folder / "images", folder / "labels"
-    images.mkdir(parents=True)
+    images.mkdir()
     labels.mkdir()
     for index in range(count):
         rng = seeded(settings, split, index)
         picture, label = render_street(rng, style=CITY, height=settings.height, width=settings.width)
         (images / f"{index:06d}.jpg").write_bytes(_jpeg(picture, QUALITY))
         Image.fromarray(label).save(labels / f"{index:06d}.png")
+    classes = "".join(f"{number} {name}\n" for number, name in enumerate(CLASSES))
+    (folder / "classes.txt").write_text(classes, encoding="utf-8", newline="\n")
+
+
+def _write_private(folder: Path, settings: WorldSettings) -> None:
+    _write_streets(folder, PRIVATE, settings.private, settings)
+
+
+def _write_validation(folder: Path, settings: WorldSettings) -> None:
+    _write_streets(folder, VALIDATION, settings.validation, settings)
 
 
 def _write_wild(folder: Path, settings: WorldSettings) -> None:
-    """Writes the shards of the mixture and the table of sources."""
-    (folder / "wild").mkdir()
     plan = plan_wild(settings)
     for shard, start in enumerate(range(0, len(plan), SHARD)):
-        path = folder / "wild" / f"wild-{shard:06d}.tar"
+        path = folder / f"wild-{shard:06d}.tar"
         with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
             for image, picture, quality in render_wild(settings, plan[start : start + SHARD]):
                 _add(tar, image.key, _jpeg(picture, quality))
-    with (folder / SOURCES).open("w", encoding="utf-8", newline="") as table:
+
+
+def _write_sources(path: Path, settings: WorldSettings) -> None:
+    with path.open("w", encoding="utf-8", newline="") as table:
         rows = csv.writer(table, lineterminator="\n")
         rows.writerow(["key", "source"])
-        rows.writerows([image.key, image.source] for image in plan)
+        rows.writerows([image.key, image.source] for image in plan_wild(settings))
+
+
+WRITERS: dict[str, Callable[[Path, WorldSettings], None]] = {
+    "private": _write_private,
+    "val": _write_validation,
+    "wild": _write_wild,
+}
+PART_NAMES = {"images", "labels", "classes.txt"}
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:

@@ -71,7 +71,7 @@ def test_an_image_does_not_depend_on_how_many_others_there_are(tmp_path):
     make_world(tmp_path / "many", settings=WorldSettings(**TINY | {"private": 4, "validation": 3}))
     few, many = files(tmp_path / "few"), files(tmp_path / "many")
     labelled = [name for name in few if name.startswith(("private/", "val/"))]
-    assert len(labelled) == 2 * 3 + 1
+    assert len(labelled) == 2 * (3 + 1)
     assert all(few[name] == many[name] for name in labelled)
 
 
@@ -200,34 +200,35 @@ def test_a_surface_is_not_seen_from_behind_or_behind_the_camera():
     assert camera.patch(behind) is None
 
 
-def test_a_new_world_replaces_the_old_one_and_keeps_hidden_files(tmp_path):
+def test_a_new_world_replaces_the_old_one_and_nothing_beside_it(tmp_path):
     world = tmp_path / "world"
     make_world(world, settings=WorldSettings(**TINY | {"private": 3}))
-    (world / ".gitignore").write_text("/private\n")
+    (world / ".gitignore").write_text("/private\n")  # as DVC keeps it beside its outputs
     make_world(world, settings=WorldSettings(**TINY))
     assert len(list((world / "private" / "images").iterdir())) == 2
     assert (world / ".gitignore").read_text() == "/private\n"
     assert [path.name for path in tmp_path.iterdir()] == ["world"]
 
 
-def test_a_folder_of_which_only_hidden_files_are_left_takes_a_world(tmp_path):
-    world = tmp_path / "world"
-    world.mkdir()
-    (world / ".gitignore").write_text("/private\n")
-    make_world(world, settings=WorldSettings(**TINY))
-    assert (world / "wild-sources.csv").is_file()
+def test_the_parts_drawn_one_by_one_are_those_of_a_whole_world(tmp_path):
+    make_world(tmp_path / "whole", settings=WorldSettings(**TINY))
+    for part in ("wild", "private", "val"):
+        make_world(tmp_path / "parts", settings=WorldSettings(**TINY, part=part))
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
 
 
 def test_what_is_not_a_world_is_left_alone(tmp_path):
-    (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(SettingsError, match="not a world"):
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "thesis.tex").write_text("years of work")
+    with pytest.raises(SettingsError, match="thesis.tex is not part of a world"):
         make_world(tmp_path, settings=WorldSettings(**TINY))
-    with pytest.raises(SettingsError, match="not a world"):
-        make_world(tmp_path / "thesis.tex", settings=WorldSettings(**TINY))
-    assert files(tmp_path) == {"thesis.tex": b"years of work"}
+    (tmp_path / "val").write_text("more work")
+    with pytest.raises(SettingsError, match="val is not part of a world"):
+        make_world(tmp_path, settings=WorldSettings(**TINY, part="val"))
+    assert files(tmp_path) == {"private/thesis.tex": b"years of work", "val": b"more work"}
 
 
-def test_a_failure_leaves_the_old_world_and_nothing_else(tmp_path, monkeypatch):
+def test_a_failure_leaves_the_old_part_and_nothing_else(tmp_path, monkeypatch):
     world = tmp_path / "world"
     make_world(world, settings=WorldSettings(**TINY))
     before = files(world)
@@ -235,9 +236,9 @@ def test_a_failure_leaves_the_old_world_and_nothing_else(tmp_path, monkeypatch):
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(writing, "_write_wild", fail)
+    monkeypatch.setattr(writing, "_add", fail)
     with pytest.raises(OSError, match="disk full"):
-        make_world(world, settings=WorldSettings(**TINY, seed=5))
+        make_world(world, settings=WorldSettings(**TINY, seed=5, part="wild"))
     assert files(world) == before
     assert [path.name for path in tmp_path.iterdir()] == ["world"]
 
