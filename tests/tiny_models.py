@@ -21,6 +21,14 @@ def tiny(num_classes: int, width: int = 8) -> nn.Module:
     return TinyNetwork(num_classes, width)
 
 
+def slow(num_classes: int) -> nn.Module:
+    network = TinyNetwork(num_classes)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.001
+    return network
+
+
 def without_batch_norm(num_classes: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.Conv2d(4, num_classes, 1))
 

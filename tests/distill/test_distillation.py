@@ -245,6 +245,16 @@ def test_the_student_changes_and_the_teacher_does_not(store: ScoreStore, monkeyp
     assert not torch.equal(before["stem.0.weight"], taught["stem.0.weight"])
 
 
+def test_running_statistics_follow_even_where_a_network_comes_with_slow_ones(store: ScoreStore) -> None:
+    """After a few dozen steps the student must answer in eval mode about as it does in training mode."""
+    run(distill(settings(student="tiny_models:slow", steps=60, lr=0.01)))
+    student = load_model("run/student.safetensors")
+    images = torch.rand(8, 3, 24, 32) * 0.5
+    with torch.no_grad():
+        gap = (student.train()(images) - student.eval()(images)).abs().mean()
+    assert gap < 0.5 * student(images).std()
+
+
 def test_what_is_held_back_cannot_change_in_the_middle_of_a_run(store: ScoreStore, labelled_folder: Path) -> None:
     steps = distill(settings())
     for step in steps:
