@@ -1,0 +1,78 @@
+"""The DVC pipelines: they name options that exist, and keep the private images private."""
+
+import dataclasses
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from distill.settings import DistillSettings, EvalSettings, TrainSettings
+from pipeline.settings import ScoreSettings, SelectSettings
+from pipeline.world.settings import WorldSettings
+
+ROOT = Path(__file__).parents[1]
+PIPELINES = [ROOT / "dvc.yaml", *sorted(ROOT.glob("recipes/*/dvc.yaml"))]
+SETTINGS: dict[str, Any] = {
+    "world": WorldSettings,
+    "train": TrainSettings,
+    "score": ScoreSettings,
+    "select": SelectSettings,
+    "distill": DistillSettings,
+    "eval": EvalSettings,
+}
+
+
+def stages(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, stage in yaml.safe_load(path.read_text())["stages"].items():
+        yield name, stage.get("do", stage)
+
+
+def commands(path: Path) -> Iterator[list[str]]:
+    for _, stage in stages(path):
+        for command in stage["cmd"].split("&&"):
+            yield shlex.split(command)
+
+
+def options_of(settings: Any) -> set[str]:
+    return {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(settings)}
+
+
+@pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.parent.name)
+def test_every_option_of_every_stage_exists(path: Path) -> None:
+    seen = 0
+    for command, *arguments in commands(path):
+        if not command.startswith("dfss-"):
+            continue
+        given = {argument for argument in arguments if argument.startswith("--")}
+        assert given <= options_of(SETTINGS[command.removeprefix("dfss-")])
+        seen += 1
+    assert seen >= 6
+
+
+@pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.parent.name)
+def test_every_value_of_params_yaml_is_a_setting_and_every_section_is_depended_on(path: Path) -> None:
+    sections = yaml.safe_load(path.with_name("params.yaml").read_text())["dfss"]
+    for name, values in sections.items():
+        assert set(values) <= {field.name for field in dataclasses.fields(SETTINGS[name])}
+    listed = {param for _, stage in stages(path) for param in stage.get("params", [])}
+    assert listed == {f"dfss.{name}" for name in sections}
+
+
+@pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.parent.name)
+def test_nothing_after_the_teacher_reads_the_private_images_but_the_references(path: Path) -> None:
+    private = re.compile(r"world/private|camvid/train|original\.|private\.(zarr|parquet)|manifest\.csv|wild-sources")
+    allowed = {"private-scenes", "wild-images", "teacher", "reference-scores", "reference-student", "sources"}
+    for name, stage in stages(path):
+        if name not in allowed:
+            assert not [dep for dep in [*stage.get("deps", []), stage["cmd"]] if private.search(dep)], name
+
+
+@pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.parent.name)
+def test_code_is_a_dependency_wherever_it_runs(path: Path) -> None:
+    for name, stage in stages(path):
+        if stage["cmd"].startswith("dfss-") and "world" not in stage["cmd"].split()[0]:
+            assert {"pipeline", "storage"} <= {Path(dep).name for dep in stage["deps"]}, name
