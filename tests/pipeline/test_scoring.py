@@ -288,10 +288,12 @@ def test_a_missing_corpus_or_teacher_leaves_nothing_behind(image_folder: Path, t
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_killed_run_ends_with_the_bytes_of_an_undisturbed_one(
     image_folder: Path, teacher_file: Path, tmp_path: Path
 ) -> None:
-    common = [
+    """SIGKILL at 20 random moments from the first write on: while the store is made, scored, indexed, committed."""
+    options = [
         "--corpus",
         image_folder,
         "--teacher",
@@ -303,22 +305,36 @@ def test_a_killed_run_ends_with_the_bytes_of_an_undisturbed_one(
         "--layers",
         "all",
     ]
-    subprocess.run(
-        command_line("dfss-score", *common, "--out", tmp_path / "whole.zarr"), env=command_environment(), check=True
-    )
-    rng, kills = np.random.default_rng(0), 0
-    path = tmp_path / "killed.zarr"
+    folder = tmp_path / "killed"
+    folder.mkdir()
+
+    def start(out: Path) -> subprocess.Popen[bytes]:
+        line = command_line("dfss-score", *options, "--out", out)
+        return subprocess.Popen(line, env=command_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    assert start(tmp_path / "whole.zarr").wait() == 0
+    rng, kills, completed = np.random.default_rng(0), 0, 0
     while kills < 20:
-        process = subprocess.Popen(
-            command_line("dfss-score", *common, "--out", path), env=command_environment(), stderr=subprocess.DEVNULL
-        )
-        while not path.exists() and process.poll() is None:
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0, 0.4))
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
-            kills += 1
-        if process.wait() == 0:
-            shutil.rmtree(path)  # ended before it was hit: begin again
-    subprocess.run(command_line("dfss-score", *common, "--out", path), env=command_environment(), check=True)
-    assert tree(path) == tree(tmp_path / "whole.zarr")
+        before = newest(folder)
+        process = start(folder / "scores.zarr")
+        while newest(folder) == before and process.poll() is None:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.5))
+        process.kill()
+        kills += process.wait() == -signal.SIGKILL
+        if process.returncode == 0:  # it ended before it was hit: begin again
+            completed += 1
+            assert tree(folder / "scores.zarr") == tree(tmp_path / "whole.zarr")
+            shutil.rmtree(folder / "scores.zarr")
+    assert start(folder / "scores.zarr").wait() == 0
+    assert tree(folder / "scores.zarr") == tree(tmp_path / "whole.zarr")
+
+
+def newest(folder: Path) -> int:
+    """Time of the last change to anything that a run writes there; the lock file is no such thing."""
+    times = [0]
+    for parent, _, names in os.walk(folder):  # unlike rglob, it bears with folders that vanish meanwhile
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                times.append(0 if name.endswith(".lock") else Path(parent, name).stat().st_mtime_ns)
+    return max(times)
