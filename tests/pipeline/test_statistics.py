@@ -208,3 +208,12 @@ def test_inputs_passed_by_name_are_seen_too() -> None:
 def test_a_teacher_without_batch_norm_is_told_what_it_has_instead() -> None:
     with pytest.raises(ModelError, match=r"no BatchNorm.*1 GroupNorm"):
         find_layers(build_model(tiny_spec("tiny_models:without_batch_norm")))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", ["paper", "standardized"])
+def test_a_gpu_measures_what_the_cpu_does(kind: str) -> None:
+    images = torch.rand(5, 3, 24, 32)
+    on_gpu = measured(tiny_model().cuda(), images.cuda(), kind, 5)
+    torch.testing.assert_close(on_gpu.cpu(), measured(tiny_model(), images, kind, 5), rtol=2e-3, atol=1e-4)
