@@ -17,7 +17,7 @@ from distill.losses import pixelwise_kl, weighted_mean
 from distill.ordering import epoch_slice
 from distill.runs import RunFolder
 from distill.settings import DistillSettings
-from distill.training import Training, TrainingStep
+from distill.training import Training
 from distill.views import View, ViewSettings, crop_image, draw_view, light_images, whole_view
 from distill.weighting import WeightSchedule, draw
 from pipeline.builders import resolve_builder
@@ -28,6 +28,7 @@ from pipeline.settings import SelectSettings, parse_arguments
 from pipeline.statistics import probe
 from pipeline.weights import distance_weights
 from storage.errors import ModelError, SelectionError
+from storage.progress import Step
 from storage.scores import SCORED, ScoreStore, open_complete
 from storage.selection import Selection, read_selection, write_selection
 
@@ -99,7 +100,7 @@ class Distillation:
             yield to_tensor([crop_image(image, whole_view(image.size, self.views), self.views) for image in images])
 
 
-def distill(settings: DistillSettings) -> Iterator[TrainingStep]:
+def distill(settings: DistillSettings) -> Iterator[Step]:
     """Distil a student; its run folder then holds ``student.safetensors``.
 
     Raises:

@@ -17,7 +17,7 @@ from distill.labelled import LabelledFolder, check_labels, open_labelled
 from distill.ordering import epoch_slice
 from distill.runs import RunFolder
 from distill.settings import TrainSettings
-from distill.training import Training, TrainingStep
+from distill.training import Training
 from distill.views import View, ViewSettings, crop_image, crop_label, draw_view, light_images
 from pipeline.builders import resolve_builder
 from pipeline.class_names import VOID, find_class_names, read_class_names
@@ -25,6 +25,7 @@ from pipeline.devices import pick_device
 from pipeline.models import ModelSpec, Segmenter, build_model
 from pipeline.settings import parse_arguments, parse_size
 from storage.errors import DataError
+from storage.progress import Step
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ class Supervised:
         return evaluate(model, self.val, batch_size=self.settings.batch_size) if self.val else None
 
 
-def train(settings: TrainSettings) -> Iterator[TrainingStep]:
+def train(settings: TrainSettings) -> Iterator[Step]:
     """Train a model on labelled images; its run folder then holds ``model.safetensors``."""
     data = open_labelled(settings.data)
     val = open_labelled(settings.val) if settings.val else None

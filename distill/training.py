@@ -20,6 +20,7 @@ from distill.runs import RunFolder, curve_log
 from distill.settings import OptimisationSettings
 from pipeline.models import Segmenter
 from storage.errors import SettingsError
+from storage.progress import Step
 
 LOG_EVERY = 10
 LEAST_MOMENTUM = 0.1
@@ -42,15 +43,6 @@ class Objective(Protocol[BatchT]):
         ...
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class TrainingStep:
-    """A report after each step."""
-
-    done: int
-    total: int
-    note: str = ""
-
-
 @dataclasses.dataclass(kw_only=True)
 class Training(Generic[BatchT]):
     """One run; iterate over :meth:`run` to carry it out."""
@@ -62,13 +54,13 @@ class Training(Generic[BatchT]):
     evaluation: Evaluation | None = None
     """The last step's, once the run has ended."""
 
-    def run(self) -> Iterator[TrainingStep]:
+    def run(self) -> Iterator[Step]:
         """Train from the last checkpoint (or the start) to the end, then publish the model."""
         settings = self.settings
         raise_momentum(self.model)
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
         start = self.folder.load_checkpoint(self.model, optimizer)
-        yield TrainingStep(done=start, total=settings.steps)
+        yield Step(done=start, total=settings.steps)
         note, loss = "", math.nan
         with curve_log(self.folder.curves, step=start) as live:
             for step, batch in ahead(self.objective.batch, start, settings.steps):
@@ -87,7 +79,7 @@ class Training(Generic[BatchT]):
                     live.step = done
                     _log_evaluation(live, self.evaluation)
                 note = f"loss {loss:.3f}" + (f", mIoU {self.evaluation.miou:.3f}" if self.evaluation else "")
-                yield TrainingStep(done=done, total=settings.steps, note=note)
+                yield Step(done=done, total=settings.steps, note=note)
             if start == settings.steps:
                 self.evaluation = self.objective.evaluate(self.model)
         self.folder.finish(self.model, self._metrics())

@@ -33,6 +33,7 @@ from storage import index
 from storage.errors import StoreError
 from storage.index import build_index
 from storage.manifest import Manifest
+from storage.progress import Step
 from storage.scores import (
     REJECTED,
     SCHEMA_VERSION,
@@ -132,15 +133,6 @@ def mean_entropy(logits_NKHW: Tensor) -> Tensor:
     return -(log_probability.exp() * log_probability).sum(dim=1).mean(dim=(1, 2))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class ScoreStep:
-    """A report after each batch, and one at the start."""
-
-    done: int
-    total: int
-    note: str = ""
-
-
 @dataclasses.dataclass(kw_only=True)
 class Timing:
     """Seconds of this run that the main thread spent on each part."""
@@ -221,7 +213,7 @@ class Scoring:
             "teacher_path": self.settings.teacher,
         }
 
-    def run(self) -> Iterator[ScoreStep]:
+    def run(self) -> Iterator[Step]:
         """Score what is still to be scored, build the index, and mark the store complete.
 
         Raises:
@@ -259,12 +251,12 @@ class Scoring:
     def _create(self, path: Path, wanted: Attributes) -> ScoreStore:
         return create_store(path, self.manifest, {**wanted, **self.sources()}, entropy=self.settings.entropy)
 
-    def _score(self, store: ScoreStore) -> Iterator[ScoreStep]:
+    def _score(self, store: ScoreStore) -> Iterator[Step]:
         height, width = self.scorer.teacher.spec.image_size
         decoder = Decoder(height=height, width=width, min_side=self.settings.min_side)
         pending = store.pending_units()
         done = len(store) - sum(map(len, pending))
-        yield ScoreStep(done=done, total=len(store))
+        yield Step(done=done, total=len(store))
         with ImageReader(self.corpus, self.manifest) as reader:
             batches = load_batches(
                 reader,
@@ -281,7 +273,7 @@ class Scoring:
                     with self.timing.measure("inferring"):
                         collected.add(batch, self.scorer(batch.images_NHW3) if batch.good else None)
                     done += len(batch.rows)
-                    yield ScoreStep(done=done, total=len(store))
+                    yield Step(done=done, total=len(store))
                 with self.timing.measure("writing"):
                     store.write_unit(unit, collected.scores)
 

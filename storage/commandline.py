@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Generic, Protocol, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Generic, TypeVar, get_args, get_type_hints
 
 import typer
 import yaml
@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from storage.errors import DFSSError, SettingsError
+from storage.progress import Step
 
 PARAMS_FILE = Path("params.yaml")
 TOP_SECTION = "dfss"
@@ -137,35 +138,13 @@ def _flag(name: str, action: Callable[[], None], text: str) -> inspect.Parameter
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, option])
 
 
-class Step(Protocol):
-    """One report of a long task: how far it is, and a few words."""
-
-    @property
-    def done(self) -> int:
-        """Units finished, those of earlier runs among them."""
-        ...
-
-    @property
-    def total(self) -> int:
-        """Units in all."""
-        ...
-
-    @property
-    def note(self) -> str:
-        """A few words to show beside the bar."""
-        ...
-
-
-StepT = TypeVar("StepT", bound=Step)
-
-
-def track(steps: Iterable[StepT], *, title: str, unit: str, every: float = 10.0) -> Iterator[StepT]:
+def track(steps: Iterable[Step], *, title: str, unit: str, every: float = 10.0) -> Iterator[Step]:
     """Pass ``steps`` on while showing a progress bar, or plain lines ``every`` seconds where there is no terminal."""
     console = Console(stderr=True)
     yield from _bar(steps, console, title, unit) if console.is_terminal else _lines(steps, title, unit, every)
 
 
-def _bar(steps: Iterable[StepT], console: Console, title: str, unit: str) -> Iterator[StepT]:
+def _bar(steps: Iterable[Step], console: Console, title: str, unit: str) -> Iterator[Step]:
     columns = (
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
@@ -179,7 +158,7 @@ def _bar(steps: Iterable[StepT], console: Console, title: str, unit: str) -> Ite
             yield step
 
 
-def _lines(steps: Iterable[StepT], title: str, unit: str, every: float) -> Iterator[StepT]:
+def _lines(steps: Iterable[Step], title: str, unit: str, every: float) -> Iterator[Step]:
     meter, last = _Meter(), time.monotonic()
     for step in steps:
         rate, now = meter.rate(step), time.monotonic()

@@ -9,6 +9,7 @@ from conftest import Call
 
 from storage.commandline import Command, track
 from storage.errors import SettingsError, StoreError
+from storage.progress import Step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,15 +102,8 @@ def test_help_shows_every_option_and_the_example(call: Call, capsys: pytest.Capt
         assert text in printed
 
 
-@dataclasses.dataclass
-class Step:
-    done: int
-    total: int
-    note: str = ""
-
-
 def test_progress_without_a_terminal_is_plain_lines_and_passes_every_step(capsys: pytest.CaptureFixture[str]) -> None:
-    steps = [Step(5, 20), Step(10, 20), Step(20, 20, "loss 1.0")]
+    steps = [Step(done=5, total=20), Step(done=10, total=20), Step(done=20, total=20, note="loss 1.0")]
     assert list(track(steps, title="scoring", unit="images", every=1e9)) == steps
     printed = capsys.readouterr().err
     assert printed.startswith("scoring 20/20 images")
