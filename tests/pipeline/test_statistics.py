@@ -1,5 +1,6 @@
 """Statistics and distances against float64 numpy formulas that share no code with ours."""
 
+import shutil
 from collections.abc import Callable
 
 import numpy as np
@@ -11,7 +12,14 @@ from torch import nn
 
 from pipeline.distances import distance, layer_distances
 from pipeline.models import ModelSpec, Segmenter, build_model
-from pipeline.statistics import choose_layers, find_layers, measure, record_bn_statistics
+from pipeline.statistics import (
+    choose_layers,
+    find_layers,
+    fused_moments,
+    measure,
+    record_bn_statistics,
+    shifted_moments,
+)
 from storage.errors import ModelError
 
 Oracle = dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
@@ -113,6 +121,43 @@ def test_statistics_stay_exact_where_the_mean_dwarfs_the_deviation() -> None:
     exact = values32.astype(np.float64)
     np.testing.assert_allclose(found.mean_NC.numpy(), exact.mean(axis=(2, 3)), rtol=1e-6)
     np.testing.assert_allclose(found.var_NC.numpy(), exact.var(axis=(2, 3)), rtol=1e-2)
+
+
+def test_statistics_by_two_plain_means_are_exact_around_the_running_mean() -> None:
+    values = np.random.default_rng(0).normal(1000.5, 0.5, (3, 2, 20, 30)).astype(np.float32)
+    mean, var = shifted_moments(torch.from_numpy(values), torch.tensor([1000.0, 1001.0]))
+    exact = values.astype(np.float64)
+    np.testing.assert_allclose(mean.numpy(), exact.mean(axis=(2, 3)), rtol=1e-6)
+    np.testing.assert_allclose(var.numpy(), exact.var(axis=(2, 3)), rtol=1e-4)
+
+
+def test_without_a_working_compiler_statistics_run_uncompiled_and_say_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def compile_fails(*_: object, **__: object) -> object:
+        def call(*_: object) -> None:
+            raise RuntimeError("Failed to find C compiler\nmore")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compile_fails)
+    fused_moments.cache_clear()
+    assert fused_moments(torch.device("cpu")) is shifted_moments
+    assert "run uncompiled, which is slower, because torch.compile failed: Failed to find C compiler" in caplog.text
+    assert "more" not in caplog.text
+    fused_moments.cache_clear()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_statistics_are_those_of_the_plain_means() -> None:
+    fused_moments.cache_clear()
+    moments = fused_moments(torch.device("cpu"))
+    assert moments is not shifted_moments
+    for shape in ((2, 3, 8, 6), (5, 16, 12, 20), (1, 7, 2, 3)):
+        values, shift = torch.randn(shape).contiguous(memory_format=torch.channels_last), torch.randn(shape[1])
+        torch.testing.assert_close(moments(values, shift), shifted_moments(values, shift), rtol=1e-4, atol=1e-5)
 
 
 def test_statistics_are_float32_whatever_the_forward_computes_in() -> None:
