@@ -95,11 +95,16 @@ class ScoreStore:
 
     def _array(self, name: str) -> zarr.Array[Any]:
         if name not in self.group:
+            self._refuse_if_gone()
             how = "dfss-score --overwrite --entropy" if name == "entropy" else "dfss-score with another --out"
             raise StoreError(f"{self.path} has no {name!r}; score the corpus anew by {how}")
         array = self.group[name]
         assert isinstance(array, zarr.Array)
         return array
+
+    def _refuse_if_gone(self) -> None:
+        if not (self.path / "zarr.json").exists():
+            raise StoreError(f"{self.path} vanished while it was being used; run dfss-score again")
 
     def manifest(self) -> Manifest:
         """The corpus's table of images, as it was listed."""
@@ -118,7 +123,8 @@ class ScoreStore:
         return {int(row): str(texts[row]) for row in failed}
 
     def write_unit(self, rows: range, scores: ShardScores) -> None:
-        """Write one work unit; its status, the commit, last."""
+        """Write one work unit; its status, the commit, last. Raises StoreError where the store has gone."""
+        self._refuse_if_gone()  # zarr would make its folders anew
         where = slice(rows.start, rows.stop)
         values = {field.name: getattr(scores, field.name) for field in dataclasses.fields(scores)}
         for name, value in values.items():
@@ -143,7 +149,7 @@ class ScoreStore:
         rows = int(self.attributes["shard_size"])
         diversity.create_array("centroids", data=centroids)
         diversity.create_array("cell", data=cell, chunks=(max(rows, 65536),), fill_value=-1)
-        diversity.create_array("index", data=index, chunks=(1 << 26,))
+        diversity.create_array("index", data=index, chunks=(min(len(index), 1 << 26),))
 
     def set_complete(self, complete: bool) -> None:
         """The final commit, or its withdrawal."""
