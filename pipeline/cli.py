@@ -27,7 +27,11 @@ def _score(settings: ScoreSettings) -> None:
     if summary.quantiles:
         say("distance: " + ", ".join(f"{100 * q:g} % {value:.3f}" for q, value in summary.quantiles.items()))
     timing = summary.timing
-    say(f"seconds: {timing.reading:.1f} reading, {timing.inferring:.1f} inferring, {timing.writing:.1f} writing")
+    if not summary.already_complete:
+        say(
+            f"seconds: {timing.reading:.1f} reading, {timing.decoding:.1f} decoding, {timing.inferring:.1f} inferring, "
+            f"{timing.writing:.1f} writing; the teacher waited {timing.waiting:.1f} for images"
+        )
 
 
 def _list_corpora() -> None:

@@ -1,6 +1,11 @@
-"""Choosing where to compute."""
+"""Choosing where to compute, and moving images and results there and back without waiting."""
 
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from storage.errors import SettingsError
 
@@ -16,3 +21,29 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise SettingsError(f"device {name} is not there: torch sees {torch.cuda.device_count()} CUDA devices; use cpu")
     return device
+
+
+def stack_pinned(images: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Stack into page-locked memory, from which a GPU copies while the program goes on."""
+    pinned = torch.empty((len(images), *images[0].shape), dtype=torch.uint8, pin_memory=True).numpy()
+    return np.stack(images, out=pinned)
+
+
+class Arriving:
+    """Tensors on their way to the CPU; the device works on meanwhile."""
+
+    def __init__(self, tensors: list[Tensor], *, made_from: object) -> None:
+        """Start copying. ``made_from`` is what the device may still be reading: it is kept until all has arrived."""
+        self._made_from = made_from
+        self._tensors = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
+        self._arrived: Any = None
+        if tensors[0].is_cuda:
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record()
+
+    def arrays(self) -> list[NDArray[Any]]:
+        """Wait for them."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        self._made_from = None
+        return [tensor.numpy() for tensor in self._tensors]

@@ -1,7 +1,8 @@
 """Stage one: stream a corpus through the teacher and keep every image's distance, embedding and fate.
 
 Reader, scorer and writer: batches of decoded images come from a thread pool, the scorer measures them in one forward
-pass, and each whole work unit goes to the store. Every image ends as scored, unreadable or rejected.
+pass, and each whole work unit goes to the store in a thread of its own. Every image ends as scored, unreadable or
+rejected.
 
 Shapes: N images of a batch, S rows of a work unit, L monitored layers, D embedding numbers.
 """
@@ -10,27 +11,31 @@ import dataclasses
 import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline import decoding, distances, embedding, models, statistics
+from pipeline import decoding, distances, embedding, gpu_decoding, models, statistics
 from pipeline.corpora import Corpus, ImageReader, list_images, resolve_corpus
 from pipeline.decoding import Decoder
-from pipeline.devices import pick_device
+from pipeline.devices import Arriving, pick_device, stack_pinned
 from pipeline.distances import distance, layer_distances, standard_scores
 from pipeline.embedding import Embedder
+from pipeline.gpu_decoding import GpuDecoder
 from pipeline.loading import ImageBatch, load_batches, split
 from pipeline.models import Segmenter, fingerprint, load_model
 from pipeline.settings import DistanceKind, ScoreSettings
 from pipeline.statistics import BatchNormLayer, choose_layers, find_layers, measure, record_bn_statistics
 from storage import index
-from storage.errors import StoreError
+from storage.errors import SettingsError, StoreError
 from storage.index import build_index
 from storage.manifest import Manifest
 from storage.progress import Step
@@ -51,7 +56,9 @@ from storage.scores import (
 )
 
 DECIDING_MODULES = sorted(
-    module.__file__ for module in (decoding, distances, embedding, index, models, statistics) if module.__file__
+    module.__file__
+    for module in (decoding, distances, embedding, gpu_decoding, index, models, statistics)
+    if module.__file__
 )
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
@@ -86,25 +93,35 @@ class Scorer:
     entropy: bool
     precision: str
 
-    @torch.inference_mode()
-    def __call__(self, images_NHW3: NDArray[np.uint8]) -> BatchScores:
+    @property
+    def device(self) -> torch.device:
+        """Where the teacher is."""
+        return self.teacher.mean_3HW.device
+
+    def __call__(self, images_NHW3: NDArray[np.uint8] | Tensor) -> BatchScores:
         """Measure uint8 RGB images, [N, H, W, 3]. A row does not depend on the other rows."""
-        device = self.teacher.mean_3HW.device
-        images = torch.from_numpy(images_NHW3).permute(0, 3, 1, 2).to(device)
+        return self.launch(images_NHW3)()
+
+    @torch.inference_mode()
+    def launch(self, images_NHW3: NDArray[np.uint8] | Tensor) -> Callable[[], BatchScores]:
+        """Begin to measure images; call the result to wait for them. A GPU works while the caller does other things."""
+        images = torch.as_tensor(images_NHW3).permute(0, 3, 1, 2).to(self.device, non_blocking=True)
         with (
             record_bn_statistics(self.layers, stop_after_last=not self.entropy) as found,
-            torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"),
         ):
             logits = measure(self.teacher, images)
         parts = layer_distances(found, self.layers, self.kind)
         last = self.layers[-1]
         vectors = self.embedder(standard_scores(found[last.name], last))
-        return BatchScores(
-            parts.cpu().numpy(),
-            distance(parts).cpu().numpy(),
-            vectors.half().cpu().numpy(),
-            None if logits is None else mean_entropy(logits).cpu().numpy(),
-        )
+        results = [parts, distance(parts), vectors.half()] + ([] if logits is None else [mean_entropy(logits)])
+        arriving = Arriving(results, made_from=images_NHW3)
+
+        def wait() -> BatchScores:
+            layer_distance, total, embedded, *entropy = arriving.arrays()
+            return BatchScores(layer_distance, total, embedded, entropy[0] if entropy else None)
+
+        return wait
 
 
 def make_scorer(settings: ScoreSettings) -> Scorer:
@@ -115,6 +132,12 @@ def make_scorer(settings: ScoreSettings) -> Scorer:
         SettingsError: the device is not there.
     """
     device = pick_device(settings.device)
+    if settings.decoder == "nvjpeg" and device.type != "cuda":
+        raise SettingsError(f"--decoder nvjpeg needs a CUDA device, and this run is on {device}; use --decoder cpu")
+    if settings.decoder == "nvjpeg" and not gpu_decoding.AVAILABLE:
+        raise SettingsError(
+            "--decoder nvjpeg needs a torchvision that decodes images; use an older one, or --decoder cpu"
+        )
     teacher = load_model(settings.teacher).to(device)
     layers = choose_layers(find_layers(teacher), settings.layers)
     return Scorer(
@@ -135,13 +158,18 @@ def mean_entropy(logits_NKHW: Tensor) -> Tensor:
 
 @dataclasses.dataclass(kw_only=True)
 class Timing:
-    """Seconds of this run that the main thread spent on each part."""
+    """Seconds of this run: of the main thread, and of those that work beside it."""
 
-    reading: float = 0.0
-    """Waiting for decoded images."""
+    waiting: float = 0.0
+    """The main thread had no decoded images to go on with."""
     inferring: float = 0.0
+    """The main thread computed (on a GPU: prepared and waited for results)."""
+    reading: float = 0.0
+    """Reader threads waited for bytes, added up."""
+    decoding: float = 0.0
+    """Processor time of the reader threads' decoding, added up."""
     writing: float = 0.0
-    """Work units and index."""
+    """The writer thread wrote work units; the index."""
 
     @contextmanager
     def measure(self, part: str) -> Iterator[None]:
@@ -196,7 +224,12 @@ class Scoring:
             "teacher": fingerprint(teacher),
             "layers": [layer.name for layer in layers],
             "distance": self.settings.distance,
-            "transform": {"size": [height, width], "fit": "cover", "min_side": self.settings.min_side},
+            "transform": {
+                "size": [height, width],
+                "fit": "cover",
+                "min_side": self.settings.min_side,
+                "decoder": self.settings.decoder,
+            },
             "embedding": {"size": size, "layer": layers[-1].name},
             "entropy": self.settings.entropy,
             "precision": self.settings.precision,
@@ -252,30 +285,55 @@ class Scoring:
         return create_store(path, self.manifest, {**wanted, **self.sources()}, entropy=self.settings.entropy)
 
     def _score(self, store: ScoreStore) -> Iterator[Step]:
-        height, width = self.scorer.teacher.spec.image_size
-        decoder = Decoder(height=height, width=width, min_side=self.settings.min_side)
         pending = store.pending_units()
         done = len(store) - sum(map(len, pending))
         yield Step(done=done, total=len(store))
-        with ImageReader(self.corpus, self.manifest) as reader:
-            batches = load_batches(
-                reader,
-                decoder,
-                pending,
-                batch_size=self.settings.batch_size,
-                workers=self.settings.workers or os.cpu_count() or 1,
-            )
+        with ImageReader(self.corpus, self.manifest) as reader, _Writer(store, self.timing) as writer:
+            measured = self._measure(self._load(reader, pending))
             for unit in pending:
                 collected = UnitScores(unit, store)
                 for _ in split([unit], self.settings.batch_size):
-                    with self.timing.measure("reading"):
-                        batch = next(batches)
-                    with self.timing.measure("inferring"):
-                        collected.add(batch, self.scorer(batch.images_NHW3) if batch.good else None)
+                    batch, scores = next(measured)
+                    collected.add(batch, scores)
                     done += len(batch.rows)
                     yield Step(done=done, total=len(store))
-                with self.timing.measure("writing"):
-                    store.write_unit(unit, collected.scores)
+                writer.put(unit, collected.scores)
+
+    def _load(self, reader: ImageReader, units: list[range]) -> Iterator[ImageBatch]:
+        height, width = self.scorer.teacher.spec.image_size
+        decoder = Decoder(height=height, width=width, min_side=self.settings.min_side)
+        on_gpu = self.settings.decoder == "nvjpeg"
+        stack: Callable[[list[Any]], Any] = np.stack
+        if self.scorer.device.type == "cuda":
+            stack = torch.stack if on_gpu else stack_pinned
+        return load_batches(
+            reader,
+            GpuDecoder(decoder, self.scorer.device) if on_gpu else decoder,
+            units,
+            batch_size=self.settings.batch_size,
+            workers=self.settings.workers or os.cpu_count() or 1,
+            stack=stack,
+        )
+
+    def _measure(self, batches: Iterator[ImageBatch]) -> Iterator[tuple[ImageBatch, BatchScores | None]]:
+        """Scores of each batch, None where none of its images decoded; a GPU is kept one batch ahead."""
+        ahead = 1 if self.scorer.device.type == "cuda" else 0
+        launched: deque[tuple[ImageBatch, Callable[[], BatchScores | None]]] = deque()
+        while True:
+            with self.timing.measure("waiting"):
+                batch = next(batches, None)
+            if batch is not None:
+                self.timing.reading += batch.reading
+                self.timing.decoding += batch.decoding
+                with self.timing.measure("inferring"):
+                    launched.append((batch, self.scorer.launch(batch.images_NHW3) if batch.good else _nothing))
+            while launched and (batch is None or len(launched) > ahead):
+                finished, wait = launched.popleft()
+                with self.timing.measure("inferring"):
+                    scores = wait()
+                yield finished, scores
+            if batch is None:
+                return
 
     def _index(self, store: ScoreStore) -> None:
         with self.timing.measure("writing"):
@@ -284,6 +342,41 @@ class Scoring:
             cell = np.full(len(store), -1, dtype=np.int32)
             cell[rows] = built.cell
             store.write_diversity(built.centroids, cell, built.serialised)
+
+
+def _nothing() -> None:
+    """The scores of no images."""
+
+
+class _Writer:
+    """Writes work units in a thread of its own, one at a time and in order, so that at most two are in memory."""
+
+    def __init__(self, store: ScoreStore, timing: Timing) -> None:
+        self._store = store
+        self._timing = timing
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="write")
+        self._last: Future[None] | None = None
+
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._thread.shutdown()
+        if error is None:
+            self._finish()
+
+    def put(self, rows: range, scores: ShardScores) -> None:
+        """Begin to write a unit, once the one before is written. Raises what writing that one raised."""
+        self._finish()
+        self._last = self._thread.submit(self._write, rows, scores)
+
+    def _finish(self) -> None:
+        if self._last is not None:
+            self._last.result()
+
+    def _write(self, rows: range, scores: ShardScores) -> None:
+        with self._timing.measure("writing"):
+            self._store.write_unit(rows, scores)
 
 
 def code_fingerprint() -> str:

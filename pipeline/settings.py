@@ -33,6 +33,7 @@ class ScoreSettings:
     min_side: Annotated[int, "Reject images with a side shorter than this, in pixels"] = 16
     limit: Annotated[int | None, "Only the first images of the corpus"] = None
     workers: Annotated[int, "Decoding threads; 0 for one per core"] = 0
+    decoder: Annotated[Literal["cpu", "nvjpeg"], "Where JPEG files are decoded; nvjpeg needs a CUDA device"] = "cpu"
     device: Annotated[str, "auto, cpu, cuda, cuda:1, ..."] = "auto"
     precision: Annotated[Literal["float32", "bfloat16"], "Of the forward pass; statistics are always float32"] = (
         "float32"

@@ -5,20 +5,23 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import zarr
 from conftest import HEIGHT, WIDTH, command_environment, command_line, draw_image, tiny_model
 from PIL import Image
 
+from pipeline.corpora import ImageReader
 from pipeline.models import save_model
 from pipeline.scoring import Scoring
 from pipeline.settings import ScoreSettings
-from storage.errors import CorpusError, ModelError, StoreError
+from storage.errors import CorpusError, ModelError, SettingsError, StoreError
 from storage.scores import REJECTED, SCORED, UNREADABLE, exclusive, open_complete, open_store
 
 
@@ -213,8 +216,6 @@ def test_two_runs_on_one_store_do_not_mix(image_folder: Path, teacher_file: Path
 
 
 def test_an_image_whose_statistics_are_not_finite_is_rejected(image_folder: Path, teacher_file: Path) -> None:
-    import torch
-
     class Overflow(torch.nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return torch.where(images.mean(dim=(1, 2, 3), keepdim=True) > -1.0, images * torch.inf, images)
@@ -266,8 +267,6 @@ def test_a_change_of_the_code_that_scores_is_another_setting(
 
 
 def test_entropy_is_that_of_the_teachers_probabilities(image_folder: Path, teacher_file: Path) -> None:
-    import torch
-
     from pipeline.decoding import Decoder
     from pipeline.models import load_model
 
@@ -285,6 +284,60 @@ def test_a_missing_corpus_or_teacher_leaves_nothing_behind(image_folder: Path, t
     with pytest.raises(ModelError):
         score(settings(image_folder, teacher_file.with_name("absent.safetensors")))
     assert not Path("scores.zarr").exists()
+
+
+def test_a_store_that_vanishes_ends_the_run_and_a_new_one_starts_afresh(
+    image_folder: Path, teacher_file: Path, tmp_path: Path
+) -> None:
+    score(settings(image_folder, teacher_file, out=str(tmp_path / "whole.zarr")))
+    steps = Scoring(settings(image_folder, teacher_file)).run()
+    for _ in range(2):  # the first unit, of three batches, is not yet written
+        next(steps)
+    shutil.rmtree(tmp_path / "scores.zarr")
+    with pytest.raises(StoreError, match="vanished while it was being used; run dfss-score again"):
+        list(steps)
+    assert not (tmp_path / "scores.zarr").exists()
+    score(settings(image_folder, teacher_file))
+    assert tree(tmp_path / "scores.zarr") == tree(tmp_path / "whole.zarr")
+
+
+def test_seconds_are_told_apart(image_folder: Path, teacher_file: Path) -> None:
+    scoring = Scoring(settings(image_folder, teacher_file))
+    read = ImageReader.read
+
+    def slow(self: ImageReader, row: int) -> bytes:
+        time.sleep(0.02)
+        return read(self, row)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ImageReader, "read", slow)
+        for _ in scoring.run():
+            pass
+    timing = scoring.timing
+    assert timing.reading >= 23 * 0.02
+    assert 0 < timing.decoding < timing.reading
+    assert timing.inferring > 0
+    assert timing.writing > 0
+    assert timing.waiting > 0
+
+
+def test_nvjpeg_needs_a_gpu(image_folder: Path, teacher_file: Path) -> None:
+    with pytest.raises(SettingsError, match="nvjpeg needs a CUDA device, and this run is on cpu; use --decoder cpu"):
+        Scoring(settings(image_folder, teacher_file, decoder="nvjpeg"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("changes", [{}, {"decoder": "nvjpeg"}, {"precision": "bfloat16"}])
+def test_a_gpu_scores_like_the_cpu(
+    changes: dict[str, Any], image_folder: Path, teacher_file: Path, tmp_path: Path
+) -> None:
+    whole = score(settings(image_folder, teacher_file, out=str(tmp_path / "cpu.zarr"))).settings.out
+    on_gpu = score(settings(image_folder, teacher_file, device="cuda", **changes)).settings.out
+    tolerance = 2e-3 if not changes else 0.1
+    np.testing.assert_allclose(
+        open_complete(Path(on_gpu)).column("distance"), open_complete(Path(whole)).column("distance"), rtol=tolerance
+    )
 
 
 @pytest.mark.slow
@@ -338,3 +391,61 @@ def newest(folder: Path) -> int:
             with contextlib.suppress(FileNotFoundError):
                 times.append(0 if name.endswith(".lock") else Path(parent, name).stat().st_mtime_ns)
     return max(times)
+
+
+KILLED_AT = """
+import os, signal, sys
+folder, left = sys.argv.pop(1), int(sys.argv.pop(1))
+seen = 0
+
+def watch(event, arguments):
+    global seen
+    if event == "open":
+        changes = isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+    else:
+        changes = event in ("os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.truncate")
+    if changes and str(arguments[0]).startswith(folder):
+        seen += 1
+        if seen > left:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(watch)
+from pipeline.cli import score
+try:
+    score()
+finally:
+    print(seen)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_that_is_killed_before_any_change_of_a_file_ends_with_the_bytes_of_an_undisturbed_one(
+    image_folder: Path, teacher_file: Path, tmp_path: Path
+) -> None:
+    """A store of another teacher is being replaced. Killed before the n-th change to a file: n evenly from the first to
+    the last, and each of the last ten, which are the index and the final commit.
+    """
+    save_model(tiny_model(seed=1), tmp_path / "other.safetensors")
+    whole, other, killed = (tmp_path / f"{name}.zarr" for name in ("whole", "other", "killed"))
+    score(settings(image_folder, teacher_file, out=str(whole)))
+    score(settings(image_folder, tmp_path / "other.safetensors", out=str(other)))
+    options = ["--corpus", image_folder, "--teacher", teacher_file, "--shard-size", 8, "--batch-size", 3]
+    options += ["--layers", "all", "--device", "cpu", "--out", killed, "--overwrite"]
+
+    def run(moment: int) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-c", KILLED_AT, killed, moment, *options]
+        return subprocess.run(list(map(str, line)), env=command_environment(), capture_output=True, text=True)
+
+    shutil.copytree(other, killed)
+    changes = int(run(10**6).stdout.splitlines()[-1])
+    assert tree(killed) == tree(whole)
+    moments = sorted({*np.linspace(0, changes - 1, 12).astype(int), *range(changes - 10, changes)})
+    assert len(moments) >= 20
+    for moment in moments:
+        shutil.rmtree(killed)
+        shutil.copytree(other, killed)
+        assert run(moment).returncode == -signal.SIGKILL, moment
+        assert tree(killed) != tree(whole), moment
+        score(settings(image_folder, teacher_file, out=str(killed), overwrite=True))
+        assert tree(killed) == tree(whole), moment
