@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 
 def machine() -> dict[str, Any]:
@@ -60,3 +62,9 @@ def side_by_side(contenders: dict[str, Callable[[], object]], rounds: int) -> di
 def median_ratio(numerator: list[float], denominator: list[float]) -> float:
     """Median over the rounds of the ratio within a round."""
     return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
+
+
+def rank_correlation(one_N: NDArray[np.floating[Any]], two_N: NDArray[np.floating[Any]]) -> float:
+    """Spearman's, without ties."""
+    ranks = [np.argsort(np.argsort(values)) for values in (one_N, two_N)]
+    return float(np.corrcoef(*ranks)[0, 1])

@@ -10,12 +10,15 @@ Rates are measured side by side in one process, in turn, same batch, size and pr
 - ``memory_ratio``: peak memory of scoring ``--rows`` rows / that of 10,000 rows, each in its own process, without the
   diversity index, which grows with N by design
 
-The bare forward is as a good engineer would write it: inference mode, channels_last, eval, the same normalised input.
+The bare forward is as a good engineer would write it: inference mode, channels_last, eval, the same normalised input,
+and in a process whose C library keeps freed memory, as that of ``dfss-score`` does.
 """
 
 import argparse
+import dataclasses
 import io
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -36,6 +39,7 @@ from pipeline.loading import load_batches
 from pipeline.models import ModelSpec, Segmenter, build_model, save_model
 from pipeline.scoring import Scoring, make_scorer
 from pipeline.settings import ScoreSettings
+from storage.commandline import keep_freed_memory
 
 SMALL_ROWS = 10_000
 
@@ -48,11 +52,12 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--images", type=int, default=256, help="of the end-to-end run")
+    parser.add_argument("--images", type=int, default=512, help="of the end-to-end run")
     parser.add_argument("--rows", type=int, default=1_000_000, help="of the memory run; 0 leaves it out")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    keep_freed_memory()
     if options.memory_of:
         print(json.dumps(peak_memory(options.memory_of)))
         return
@@ -94,7 +99,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
 def forward_ratios(settings: ScoreSettings, options: argparse.Namespace) -> dict[str, float]:
     """Bare forward, default layers and all layers, in turn."""
     default = make_scorer(settings)
-    every = make_scorer(ScoreSettings(**{**vars(settings), "layers": "all"}))
+    every = make_scorer(dataclasses.replace(settings, layers="all"))
     height, width = options.size
     images = np.random.default_rng(0).integers(0, 256, (options.batch_size, height, width, 3), dtype=np.uint8)
     times = side_by_side(
@@ -137,7 +142,7 @@ def end_to_end(settings: ScoreSettings, options: argparse.Namespace) -> dict[str
     def decode() -> None:
         with ImageReader(corpus, manifest) as reader:
             for _ in load_batches(
-                reader, decoder, [range(len(manifest))], batch_size=settings.batch_size, workers=settings.workers
+                reader, decoder, [range(len(manifest))], batch_size=settings.batch_size, workers=os.cpu_count() or 1
             ):
                 pass
 
@@ -147,15 +152,16 @@ def end_to_end(settings: ScoreSettings, options: argparse.Namespace) -> dict[str
         for _ in range(len(manifest) // settings.batch_size):
             scorer(images)
 
-    def whole(round_number: list[int] = [0]) -> None:  # noqa: B006  (a new store each time)
-        round_number[0] += 1
-        out = f"{settings.out}.{round_number[0]}"
-        for _ in prepared.pop(0)(out).run():
-            pass
-
     rounds = max(2, options.rounds // 3)
     # Loading the teacher and listing the corpus happen once a run, however many images there are.
-    prepared = [lambda out: Scoring(ScoreSettings(**{**vars(settings), "out": out}))] * (rounds + 1)
+    runs = iter(
+        [Scoring(dataclasses.replace(settings, out=f"{settings.out}.{number}")) for number in range(rounds + 1)]
+    )
+
+    def whole() -> None:
+        for _ in next(runs).run():
+            pass
+
     times = side_by_side({"decode": decode, "score": score, "whole": whole}, rounds)
     together = [a + b for a, b in zip(times["decode"], times["score"], strict=True)]
     return {
