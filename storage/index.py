@@ -1,7 +1,8 @@
 """The diversity index: FAISS cells over the images' embeddings, serialised into the score store.
 
-Embeddings have unit length, so inner products are cosine similarities. Cells come from spherical k-means with about
-sqrt(N) centroids, trained on a bounded sample; the index is an inverted file with half-precision vectors.
+Embeddings have unit length, so inner products are cosine similarities. Cells come from spherical k-means, split again
+and again by the same small number until a cell holds few images: for N images that costs N log N, and so does whatever
+compares the images of a cell with one another. The index is an inverted file with half-precision vectors.
 
 Shapes: M scored images of N, D embedding numbers, K cells.
 """
@@ -16,7 +17,11 @@ from numpy.typing import NDArray
 SEED = 20251213
 ITERATIONS = 10
 SAMPLE_PER_CELL = 256
-MOST_CELLS = 16384
+CELL_SIZE = 64
+"""Images in a cell, at most, unless they are all alike."""
+BRANCHES = 32
+"""Cells that one is split into at once, at most."""
+MOST_LEVELS = 8
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -24,16 +29,11 @@ class DiversityIndex:
     """What the store keeps under ``diversity/``."""
 
     centroids: NDArray[np.float32]
-    """[K, D]"""
+    """[K, D], the mean direction of each cell."""
     cell: NDArray[np.int32]
-    """[M], the nearest centroid of each image."""
+    """[M]"""
     serialised: NDArray[np.uint8]
     """Bytes for ``faiss.deserialize_index``; its ids are store rows."""
-
-
-def cell_count(images: int) -> int:
-    """K = sqrt(M), at least 1."""
-    return max(1, min(MOST_CELLS, round(math.sqrt(images))))
 
 
 def build_index(embedding_MD: NDArray[np.float16], rows: NDArray[np.int64]) -> DiversityIndex:
@@ -46,10 +46,34 @@ def build_index(embedding_MD: NDArray[np.float16], rows: NDArray[np.int64]) -> D
     if count == 0:
         empty = faiss.IndexFlatIP(size)
         return DiversityIndex(np.zeros((0, size), np.float32), np.zeros(0, np.int32), faiss.serialize_index(empty))
-    cells = cell_count(count)
+    cells = _split(vectors)
+    centroids = np.stack([_direction(vectors[members]) for members in cells])
+    cell = np.empty(count, dtype=np.int32)
+    for number, members in enumerate(cells):
+        cell[members] = number
+    return DiversityIndex(centroids, cell, _inverted_file(vectors, rows, centroids, cell))
+
+
+def _split(vectors: NDArray[np.float32]) -> list[NDArray[np.int64]]:
+    """Places of the images of each cell."""
+    cells = []
+    undecided = [(np.arange(len(vectors)), 0)]
+    while undecided:
+        members, level = undecided.pop()
+        parts = min(BRANCHES, math.ceil(len(members) / CELL_SIZE))
+        found = _cluster(vectors[members], parts) if parts > 1 and level < MOST_LEVELS else np.zeros(len(members))
+        children = [members[found == part] for part in np.unique(found)]
+        if len(children) == 1:
+            cells.append(members)
+        else:
+            undecided += [(child, level + 1) for child in reversed(children)]
+    return cells
+
+
+def _cluster(vectors: NDArray[np.float32], count: int) -> NDArray[np.int64]:
     kmeans = faiss.Kmeans(
-        size,
-        cells,
+        vectors.shape[1],
+        count,
         niter=ITERATIONS,
         seed=SEED,
         spherical=True,
@@ -57,16 +81,33 @@ def build_index(embedding_MD: NDArray[np.float16], rows: NDArray[np.int64]) -> D
         max_points_per_centroid=SAMPLE_PER_CELL,
     )
     kmeans.train(vectors)
-    centroids = np.ascontiguousarray(kmeans.centroids, dtype=np.float32)
+    found: NDArray[np.int64] = kmeans.assign(vectors)[1]
+    return found
+
+
+def _direction(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    mean: NDArray[np.float32] = vectors.mean(axis=0)
+    length = float(np.linalg.norm(mean))
+    return mean / np.float32(length) if length > 0 else vectors[0]
+
+
+def _inverted_file(
+    vectors: NDArray[np.float32],
+    rows: NDArray[np.int64],
+    centroids: NDArray[np.float32],
+    cell: NDArray[np.int32],
+) -> NDArray[np.uint8]:
+    size = vectors.shape[1]
     quantizer = faiss.IndexFlatIP(size)
     quantizer.add(centroids)
-    _, cell = quantizer.search(vectors, 1)
     index = faiss.IndexIVFScalarQuantizer(
-        quantizer, size, cells, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT, False
+        quantizer, size, len(centroids), faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT, False
     )
     index.train(vectors[:1])  # fp16 learns nothing; FAISS wants to be told so
-    index.add_with_ids(vectors, rows)
-    return DiversityIndex(centroids, cell[:, 0].astype(np.int32), faiss.serialize_index(index))
+    ids, cells = np.ascontiguousarray(rows, dtype=np.int64), cell.astype(np.int64)
+    index.add_core(len(vectors), faiss.swig_ptr(vectors), faiss.swig_ptr(ids), faiss.swig_ptr(cells))
+    serialised: NDArray[np.uint8] = faiss.serialize_index(index)
+    return serialised
 
 
 def near_duplicates(
