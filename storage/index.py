@@ -1,14 +1,16 @@
 """The diversity index: FAISS cells over the images' embeddings, serialised into the score store.
 
-Embeddings have unit length, so inner products are cosine similarities. Cells come from spherical k-means, split again
-and again by the same small number until a cell holds few images: for N images that costs N log N, and so does whatever
-compares the images of a cell with one another. The index is an inverted file with half-precision vectors.
+Embeddings have unit length, so inner products are cosine similarities. Cells come from spherical k-means that splits
+the images, and then every part that is too large, into at most BRANCHES parts: for N images that costs N log N. The
+index is an inverted file with half-precision vectors.
 
 Shapes: M scored images of N, D embedding numbers, K cells.
 """
 
 import dataclasses
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import faiss
 import numpy as np
@@ -16,12 +18,21 @@ from numpy.typing import NDArray
 
 SEED = 20251213
 ITERATIONS = 10
-SAMPLE_PER_CELL = 256
-CELL_SIZE = 64
-"""Images in a cell, at most, unless they are all alike."""
+SAMPLE_PER_PART = 256
 BRANCHES = 32
-"""Cells that one is split into at once, at most."""
+"""Parts that images are split into at once, at most."""
 MOST_LEVELS = 8
+ALIKE = 0.99
+"""Centroids of at least this cosine similarity count as one: what is so dense is not split."""
+SMALL_CELL = 64
+"""Corpora whose cells would be smaller than this have larger ones."""
+BLOCK = 65536
+COMPARED_AT_ONCE = 512
+"""Images that a search for near-duplicates compares with one another, about."""
+CELLS_SEARCHED = 8
+
+Embedding = NDArray[np.float16] | NDArray[np.float32]
+"""[M, D]"""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -31,7 +42,7 @@ class DiversityIndex:
     centroids: NDArray[np.float32]
     """[K, D], the mean direction of each cell."""
     cell: NDArray[np.int32]
-    """[M]"""
+    """[M], the cell of each image. One has about sqrt(M) images, at most twice as many unless they are all alike."""
     serialised: NDArray[np.uint8]
     """Bytes for ``faiss.deserialize_index``; its ids are store rows."""
 
@@ -41,48 +52,72 @@ def build_index(embedding_MD: NDArray[np.float16], rows: NDArray[np.int64]) -> D
 
     No image at all gives an index without cells.
     """
-    vectors = np.ascontiguousarray(embedding_MD, dtype=np.float32)
-    count, size = vectors.shape
+    count, size = embedding_MD.shape
     if count == 0:
         empty = faiss.IndexFlatIP(size)
         return DiversityIndex(np.zeros((0, size), np.float32), np.zeros(0, np.int32), faiss.serialize_index(empty))
-    cells = _split(vectors)
-    centroids = np.stack([_direction(vectors[members]) for members in cells])
+    cells = split(embedding_MD, max(SMALL_CELL, 2 * math.isqrt(count)))
+    centroids = np.stack([_direction(_single(embedding_MD[members])) for members in cells])
     cell = np.empty(count, dtype=np.int32)
     for number, members in enumerate(cells):
         cell[members] = number
-    return DiversityIndex(centroids, cell, _inverted_file(vectors, rows, centroids, cell))
+    return DiversityIndex(centroids, cell, _inverted_file(embedding_MD, rows, centroids, cell))
 
 
-def _split(vectors: NDArray[np.float32]) -> list[NDArray[np.int64]]:
-    """Places of the images of each cell."""
-    cells = []
-    undecided = [(np.arange(len(vectors)), 0)]
+def split(embedding_MD: Embedding, most: int) -> list[NDArray[np.int64]]:
+    """Places of M embeddings in parts of at most ``most`` that are like one another; a part whose embeddings are all
+    but equal may be larger.
+    """
+    parts = []
+    undecided = [(np.arange(len(embedding_MD)), 0)]
     while undecided:
         members, level = undecided.pop()
-        parts = min(BRANCHES, math.ceil(len(members) / CELL_SIZE))
-        found = _cluster(vectors[members], parts) if parts > 1 and level < MOST_LEVELS else np.zeros(len(members))
-        children = [members[found == part] for part in np.unique(found)]
+        if len(members) <= most or level == MOST_LEVELS:
+            parts.append(members)
+            continue
+        found = _cluster(embedding_MD, members, min(BRANCHES, math.ceil(2 * len(members) / most)))
+        children = [members[found == number] for number in np.unique(found)]
         if len(children) == 1:
-            cells.append(members)
+            parts.append(members)
         else:
             undecided += [(child, level + 1) for child in reversed(children)]
-    return cells
+    return parts
 
 
-def _cluster(vectors: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+def _cluster(embedding_MD: Embedding, members: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Which of ``count`` clusters each member is in; single precision for a sample and a block at a time."""
+    sample = np.random.default_rng(SEED).permutation(len(members))[: SAMPLE_PER_PART * count]
     kmeans = faiss.Kmeans(
-        vectors.shape[1],
+        embedding_MD.shape[1],
         count,
         niter=ITERATIONS,
         seed=SEED,
         spherical=True,
         min_points_per_centroid=1,
-        max_points_per_centroid=SAMPLE_PER_CELL,
+        max_points_per_centroid=SAMPLE_PER_PART,
     )
-    kmeans.train(vectors)
-    found: NDArray[np.int64] = kmeans.assign(vectors)[1]
-    return found
+    kmeans.train(_single(embedding_MD[members[sample]]))
+    nearest = [kmeans.assign(_single(embedding_MD[block]))[1] for block in _blocks(members)]
+    return _merged(np.asarray(kmeans.centroids))[np.concatenate(nearest)]
+
+
+def _blocks(members: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    return [members[start : start + BLOCK] for start in range(0, len(members), BLOCK)]
+
+
+def _single(vectors: Embedding) -> NDArray[np.float32]:
+    return np.ascontiguousarray(vectors, dtype=np.float32)
+
+
+def _merged(centroids: NDArray[np.float32]) -> NDArray[np.int64]:
+    """The first centroid that each one is linked to by a chain of alike ones, [K]. Copies of one image draw several
+    centroids that are all but equal; ties between those would tear the copies apart.
+    """
+    first: NDArray[np.int64] = (centroids @ centroids.T >= ALIKE).argmax(axis=1)
+    first = np.minimum(first, np.arange(len(first)))  # a centroid of zeros is not alike to itself
+    while (first != first[first]).any():
+        first = first[first]
+    return first
 
 
 def _direction(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -92,20 +127,22 @@ def _direction(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _inverted_file(
-    vectors: NDArray[np.float32],
+    embedding_MD: Embedding,
     rows: NDArray[np.int64],
     centroids: NDArray[np.float32],
     cell: NDArray[np.int32],
 ) -> NDArray[np.uint8]:
-    size = vectors.shape[1]
+    size = embedding_MD.shape[1]
     quantizer = faiss.IndexFlatIP(size)
     quantizer.add(centroids)
     index = faiss.IndexIVFScalarQuantizer(
         quantizer, size, len(centroids), faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT, False
     )
-    index.train(vectors[:1])  # fp16 learns nothing; FAISS wants to be told so
-    ids, cells = np.ascontiguousarray(rows, dtype=np.int64), cell.astype(np.int64)
-    index.add_core(len(vectors), faiss.swig_ptr(vectors), faiss.swig_ptr(ids), faiss.swig_ptr(cells))
+    index.train(centroids)  # fp16 learns nothing; FAISS wants to be told so
+    index.nprobe = CELLS_SEARCHED  # kept in the bytes: what a search that sets nothing looks at
+    for block in _blocks(np.arange(len(rows))):
+        vectors, ids, cells = _single(embedding_MD[block]), rows[block].astype(np.int64), cell[block].astype(np.int64)
+        index.add_core(len(block), faiss.swig_ptr(vectors), faiss.swig_ptr(ids), faiss.swig_ptr(cells))
     serialised: NDArray[np.uint8] = faiss.serialize_index(index)
     return serialised
 
@@ -115,14 +152,29 @@ def near_duplicates(
 ) -> NDArray[np.bool_]:
     """Mark each image that is at least so similar to an unmarked one of its cell that comes earlier in ``order``, [M].
 
-    Only unmarked images are compared against, so a thousand copies of one image cost a thousand comparisons.
+    A large cell is first split into parts that are like one another. Only unmarked images are compared against, so a
+    thousand copies of one image cost a thousand comparisons.
     """
     marked = np.zeros(len(order), dtype=bool)
     by_cell = order[np.argsort(cell[order], kind="stable")]
     edges = np.flatnonzero(np.diff(cell[by_cell])) + 1
-    for members in np.split(by_cell, edges):
-        marked[members] = _duplicates_in_cell(np.asarray(embedding_MD[members], dtype=np.float32), similarity)
+    with _one_thread():
+        for members in np.split(by_cell, edges):
+            vectors = _single(embedding_MD[members])
+            for part in split(vectors, COMPARED_AT_ONCE):
+                marked[members[part]] = _duplicates_in_cell(vectors[part], similarity)
     return marked
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let FAISS use one thread: on thousands of small inputs its threads and numpy's wait for one another."""
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(threads)
 
 
 def _duplicates_in_cell(vectors: NDArray[np.float32], similarity: float, block: int = 1024) -> NDArray[np.bool_]:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from storage.index import CELL_SIZE, build_index, near_duplicates
+from storage.index import build_index, near_duplicates
 
 
 def unit_vectors(count: int, size: int = 16, seed: int = 0) -> NDArray[np.float16]:
@@ -23,12 +23,21 @@ def test_the_serialised_index_finds_the_brute_force_neighbours_under_their_rows(
     assert (found == expected).mean() > 0.95  # half precision may swap near-ties
 
 
-def test_every_image_is_in_one_small_cell_of_images_that_are_like_it() -> None:
+def test_a_search_that_sets_nothing_finds_an_image_itself() -> None:
+    vectors = unit_vectors(3000)
+    index = faiss.deserialize_index(build_index(vectors, np.arange(3000)).serialised)
+    _, found = index.search(vectors.astype(np.float32), 5)
+    assert (found[:, 0] == np.arange(3000)).mean() > 0.99
+    assert (found >= 0).all()
+
+
+def test_every_image_is_in_one_cell_of_images_that_are_like_it() -> None:
     vectors = unit_vectors(5000)
     index = build_index(vectors, np.arange(5000))
     sizes = np.bincount(index.cell)
     assert sizes.sum() == 5000
-    assert 1 <= sizes.min() <= sizes.max() <= CELL_SIZE
+    assert 1 <= sizes.min() <= sizes.max() <= 140  # 2 sqrt(5000)
+    assert 50 < len(sizes) < 200
     assert index.centroids.shape == (len(sizes), 16)
     similarity = vectors.astype(np.float64) @ index.centroids.astype(np.float64).T
     own = similarity[np.arange(5000), index.cell]
@@ -36,9 +45,22 @@ def test_every_image_is_in_one_small_cell_of_images_that_are_like_it() -> None:
     assert (similarity > own[:, None]).sum(axis=1).mean() < 2  # the greedy tree seldom misses the nearest by much
 
 
-def test_images_that_are_all_alike_share_a_cell() -> None:
-    vectors = np.repeat(unit_vectors(1), 1000, axis=0)
-    assert build_index(vectors, np.arange(1000)).centroids.shape == (1, 16)
+@pytest.mark.parametrize("strangers", [0, 300])
+@pytest.mark.parametrize("noise", [0.0, 0.002])
+def test_copies_of_an_image_are_one_cell_and_all_but_the_first_are_marked(strangers: int, noise: float) -> None:
+    rng = np.random.default_rng(0)
+    copies = unit_vectors(1, size=128).astype(np.float64) + rng.normal(0, noise, (20_000, 128))
+    vectors = np.concatenate([copies, unit_vectors(strangers, size=128, seed=1)])[rng.permutation(20_000 + strangers)]
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
+    cell = build_index(vectors, np.arange(len(vectors))).cell
+    unmarked = (~near_duplicates(vectors, cell, np.arange(len(vectors)), 0.99)).sum()
+    assert unmarked == 1 + strangers
+
+
+@pytest.mark.parametrize("vectors", [np.zeros((500, 16), np.float16), np.repeat(unit_vectors(2), 300, axis=0)])
+def test_images_that_are_all_alike_share_a_cell(vectors: NDArray[np.float16]) -> None:
+    cell = build_index(vectors, np.arange(len(vectors))).cell
+    assert len(np.unique(cell)) == len(np.unique(vectors, axis=0))
 
 
 @pytest.mark.filterwarnings("ignore")
