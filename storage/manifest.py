@@ -51,7 +51,7 @@ class Manifest:
             raise CorpusError(
                 f"manifest columns disagree in length (keys, source, offset, size: {lengths}); list again"
             )
-        if len(set(self.keys)) != len(self.keys):
+        if not _all_differ(self.keys):
             key, count = Counter(self.keys).most_common(1)[0]
             raise CorpusError(f"key {key!r} occurs {count} times in the manifest; keys must be unique")
 
@@ -99,9 +99,9 @@ def distinct_keys(names: list[str], source: Sequence[int] | NDArray[np.int32], s
         source: [N] index into ``sources`` of the source that holds the name.
         sources: the names of the sources.
     """
-    counts = Counter(names)
-    if len(counts) == len(names):
+    if _all_differ(names):
         return names
+    counts = Counter(names)
     first_source: dict[str, int] = {}
     shared: set[str] = set()
     for name, index in zip(names, source, strict=True):
@@ -123,6 +123,13 @@ def distinct_keys(names: list[str], source: Sequence[int] | NDArray[np.int32], s
         taken.add(key)
         keys[row] = key
     return keys
+
+
+def _all_differ(names: list[str]) -> bool:
+    # Their hashes first: a set of millions of names would be the peak of a whole run's memory.
+    hashes = np.fromiter(map(hash, names), dtype=np.int64, count=len(names))
+    hashes.sort()
+    return bool((np.diff(hashes) != 0).all()) or len(set(names)) == len(names)
 
 
 def path_to_key(path: str) -> str:
