@@ -35,11 +35,11 @@ class Arriving:
     def __init__(self, tensors: list[Tensor], *, made_from: object) -> None:
         """Start copying. ``made_from`` is what the device may still be reading: it is kept until all has arrived."""
         self._made_from = made_from
-        self._tensors = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
+        self._tensors = [tensor.to("cpu", non_blocking=tensor.is_cuda) for tensor in tensors]
         self._arrived: Any = None
         if tensors[0].is_cuda:
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._arrived.record()
+            self._arrived.record(torch.cuda.current_stream(tensors[0].device))
 
     def arrays(self) -> list[NDArray[Any]]:
         """Wait for them."""

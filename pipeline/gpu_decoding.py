@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.decoding import ORIENTATION_TAG, Decoder
+from pipeline.decoding import MAX_PIXELS, ORIENTATION_TAG, Decoder
 
 END_OF_IMAGE = b"\xff\xd9"
 AVAILABLE = hasattr(torchvision.io, "decode_jpeg")
@@ -40,6 +40,8 @@ class GpuDecoder:
             encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
             try:
                 return self._cover(torchvision.io.decode_jpeg(encoded, mode=RGB, device=self.device))
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError:  # whatever nvJPEG has against it, Pillow decides
                 pass
         return torch.from_numpy(self.decoder(data)).to(self.device)
@@ -61,6 +63,8 @@ def _is_plain_jpeg(data: bytes, min_side: int) -> bool:
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             upright = image.getexif().get(ORIENTATION_TAG, 1) == 1
-            return upright and image.mode in ("L", "RGB") and min(image.size) >= min_side
+            ycbcr = image.mode == "RGB" and image.info.get("adobe_transform", 1) != 0
+            size_is_fine = min(image.size) >= min_side and image.width * image.height <= MAX_PIXELS
+            return upright and size_is_fine and (ycbcr or image.mode == "L")
     except Exception:  # Pillow's decoder meets it again, and explains it
         return False

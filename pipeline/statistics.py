@@ -213,7 +213,7 @@ def statistics_of(input_NCHW: Tensor, module: BatchNorm) -> LayerStatistics:
     if input_NCHW.device.type == "cpu":
         return LayerStatistics(*_moments_by_image(input_NCHW.float()))
     assert module.running_mean is not None  # find_layers saw to it
-    return LayerStatistics(*fused_moments(input_NCHW.device)(input_NCHW, module.running_mean))
+    return LayerStatistics(*_fused_moments()(input_NCHW, module.running_mean.float()))
 
 
 def _moments_by_image(input_NCHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -224,26 +224,37 @@ def _moments_by_image(input_NCHW: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack([mean_C for mean_C, _ in images]), torch.stack([var_C for _, var_C in images])
 
 
-@cache
-def fused_moments(device: torch.device) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Mean and variance as torch.compile makes them, one kernel that reads its input once; uncompiled, which reads and
-    writes it several times, where a machine has no working compiler.
+class FusedMoments:
+    """:func:`shifted_moments` as torch.compile makes it, one kernel that reads its input once. Where that fails, on a
+    machine without a working compiler, uncompiled from then on, which reads and writes it several times.
     """
-    compiled = torch.compile(shifted_moments, dynamic=True)
-    try:
-        compiled(torch.ones(2, 3, 5, 7, device=device), torch.zeros(3, device=device))
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        logger.warning("BatchNorm statistics run uncompiled, which is slower, because torch.compile failed: %s", reason)
-        return shifted_moments
-    return compiled
+
+    def __init__(self) -> None:
+        self._moments = torch.compile(shifted_moments, dynamic=True)
+
+    def __call__(self, input_NCHW: Tensor, running_mean_C: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance, [N, C] each."""
+        try:
+            return self._moments(input_NCHW, running_mean_C)
+        except Exception as error:
+            if self._moments is shifted_moments or isinstance(error, torch.OutOfMemoryError):
+                raise
+            why = (str(error).strip() or type(error).__name__).splitlines()[0]
+            logger.warning(
+                "BatchNorm statistics run uncompiled, which is slower, because torch.compile failed: %s", why
+            )
+            self._moments = shifted_moments
+            return shifted_moments(input_NCHW, running_mean_C)
+
+
+_fused_moments = cache(FusedMoments)  # at the first use: torch.compile takes seconds to import
 
 
 def shifted_moments(input_NCHW: Tensor, running_mean_C: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance by two plain means. Around the running mean, E[(x - m)^2] - E[x - m]^2 does not suffer the
     cancellation of E[x^2] - E[x]^2, whose error grows with (mu / sigma)^2.
     """
-    shifted = input_NCHW.float() - running_mean_C.float().view(1, -1, 1, 1)
+    shifted = input_NCHW.float() - running_mean_C.view(1, -1, 1, 1)
     offset_NC = shifted.mean(dim=(2, 3))
     square_NC = shifted.square().mean(dim=(2, 3))
     return offset_NC + running_mean_C, (square_NC - offset_NC.square()).clamp(min=0)

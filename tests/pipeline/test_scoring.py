@@ -420,7 +420,7 @@ finally:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_run_that_is_killed_before_any_change_of_a_file_ends_with_the_bytes_of_an_undisturbed_one(
+def test_a_run_that_is_killed_before_one_of_its_changes_of_files_ends_with_the_bytes_of_an_undisturbed_one(
     image_folder: Path, teacher_file: Path, tmp_path: Path
 ) -> None:
     """A store of another teacher is being replaced. Killed before the n-th change to a file: n evenly from the first to

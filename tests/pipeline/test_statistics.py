@@ -13,9 +13,9 @@ from torch import nn
 from pipeline.distances import distance, layer_distances
 from pipeline.models import ModelSpec, Segmenter, build_model
 from pipeline.statistics import (
+    FusedMoments,
     choose_layers,
     find_layers,
-    fused_moments,
     measure,
     record_bn_statistics,
     shifted_moments,
@@ -141,23 +141,23 @@ def test_without_a_working_compiler_statistics_run_uncompiled_and_say_so(
         return call
 
     monkeypatch.setattr(torch, "compile", compile_fails)
-    fused_moments.cache_clear()
-    assert fused_moments(torch.device("cpu")) is shifted_moments
-    assert "run uncompiled, which is slower, because torch.compile failed: Failed to find C compiler" in caplog.text
+    moments, values, shift = FusedMoments(), torch.rand(2, 3, 4, 5), torch.zeros(3)
+    for _ in range(2):
+        torch.testing.assert_close(moments(values, shift), shifted_moments(values, shift))
+    assert len(caplog.records) == 1
+    assert "run uncompiled and slower: torch.compile failed: Failed to find C compiler" in caplog.text
     assert "more" not in caplog.text
-    fused_moments.cache_clear()
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore")
 def test_compiled_statistics_are_those_of_the_plain_means() -> None:
-    fused_moments.cache_clear()
-    moments = fused_moments(torch.device("cpu"))
-    assert moments is not shifted_moments
+    moments = FusedMoments()
     for shape in ((2, 3, 8, 6), (5, 16, 12, 20), (1, 7, 2, 3)):
         values, shift = torch.randn(shape).contiguous(memory_format=torch.channels_last), torch.randn(shape[1])
         torch.testing.assert_close(moments(values, shift), shifted_moments(values, shift), rtol=1e-4, atol=1e-5)
+    assert moments._moments is not shifted_moments
 
 
 def test_statistics_are_float32_whatever_the_forward_computes_in() -> None:
