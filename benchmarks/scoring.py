@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=512, help="of the end-to-end run")
     parser.add_argument("--rows", type=int, default=1_000_000, help="of the memory run; 0 leaves it out")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     keep_freed_memory()
     if options.memory_of:
@@ -192,43 +192,43 @@ def write_tar(path: Path, count: int, image: Callable[[int], bytes]) -> None:
             tar.addfile(entry, io.BytesIO(data))
 
 
-def memory(rows: int) -> dict[str, float]:
-    """Peak memory of a large and a small run."""
+def memory(rows: int) -> dict[str, Any]:
+    """Peak memory of a large and a small run, of tiny images and a tiny teacher, each in a process of its own."""
     peaks = {}
     for count in (SMALL_ROWS, rows):
-        result = subprocess.run(
-            [sys.executable, __file__, "--memory-of", str(count)], check=True, capture_output=True, text=True
-        )
-        peaks[count] = json.loads(result.stdout)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            spec = ModelSpec(
+                builder="torchvision:lraspp_mobilenet_v3_large",
+                num_classes=2,
+                class_names=("a", "b"),
+                image_size=(32, 32),
+            )
+            save_model(build_model(spec), folder / "teacher.safetensors")
+            data = io.BytesIO()
+            Image.new("RGB", (32, 32), (90, 120, 30)).save(data, "JPEG")
+            encoded = data.getvalue()
+            write_tar(folder / "images.tar", count, lambda _, encoded=encoded: encoded)  # type: ignore[misc]
+            command = [sys.executable, __file__, "--memory-of", temporary]
+            peaks[count] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return {
         "memory_ratio": peaks[rows] / peaks[SMALL_ROWS],
         "memory_mib": {str(count): round(peak, 1) for count, peak in peaks.items()},
     }
 
 
-def peak_memory(rows: int) -> float:
-    """MiB at the peak of listing and scoring ``rows`` tiny images with a tiny teacher, before the index is built."""
-    import torchvision  # noqa: F401  (its memory belongs to every run)
-
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        spec = ModelSpec(
-            builder="torchvision:lraspp_mobilenet_v3_large", num_classes=2, class_names=("a", "b"), image_size=(32, 32)
-        )
-        save_model(build_model(spec), folder / "teacher.safetensors")
-        data = io.BytesIO()
-        Image.new("RGB", (32, 32), (90, 120, 30)).save(data, "JPEG")
-        write_tar(folder / "images.tar", rows, lambda _: data.getvalue())
-        settings = ScoreSettings(
-            corpus=str(folder / "images.tar"), teacher=str(folder / "teacher.safetensors"),
-            out=str(folder / "scores.zarr"), batch_size=64, shard_size=8192, layers="backbone.0.1",
-        )  # fmt: skip
-        for step in Scoring(settings).run():
-            if step.done == rows:
-                break
-        # Not getrusage's maximum, which a process inherits from the one that started it.
-        status = Path("/proc/self/status").read_text()
-        return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / 1024
+def peak_memory(folder: Path) -> float:
+    """MiB at the peak of listing and scoring the folder's images, before the index is built."""
+    settings = ScoreSettings(
+        corpus=str(folder / "images.tar"), teacher=str(folder / "teacher.safetensors"),
+        out=str(folder / "scores.zarr"), batch_size=64, shard_size=8192, layers="backbone.0.1",
+    )  # fmt: skip
+    for step in Scoring(settings).run():
+        if step.done == step.total:
+            break
+    # Not getrusage's maximum, which a process inherits from the one that started it.
+    status = Path("/proc/self/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / 1024
 
 
 def show(result: dict[str, Any]) -> None:
