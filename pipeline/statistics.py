@@ -240,9 +240,7 @@ class FusedMoments:
             if self._moments is shifted_moments or isinstance(error, torch.OutOfMemoryError):
                 raise
             why = (str(error).strip() or type(error).__name__).splitlines()[0]
-            logger.warning(
-                "BatchNorm statistics run uncompiled, which is slower, because torch.compile failed: %s", why
-            )
+            logger.warning("BatchNorm statistics run uncompiled and slower: torch.compile failed: %s", why)
             self._moments = shifted_moments
             return shifted_moments(input_NCHW, running_mean_C)
 
