@@ -1,9 +1,9 @@
-"""``dfss-score``, ``dfss-select``, ``dfss-import`` and ``dfss-world``: parse, call one function, show what it found."""
+"""The commands of stage one: parse, call one function, show what it found."""
 
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.settings import ImportSettings, ScoreSettings, SelectSettings
+from pipeline.settings import SCORE_METHODS, ImportSettings, ScoreSettings, SelectSettings, SynthesisSettings
 from pipeline.world.settings import WorldSettings
 from storage.commandline import Command, say, track
 
@@ -62,6 +62,14 @@ def _import(settings: ImportSettings) -> None:
     say(f"{settings.out}: {spec.builder}, {spec.num_classes} classes, {height}x{width} pixels")
 
 
+def _synthesize(settings: SynthesisSettings) -> None:
+    from pipeline.synthesis import COST_FILE, Synthesis
+
+    for _ in track(Synthesis.prepare(settings).run(), title="synthesizing", unit="steps"):
+        pass
+    say(f"{settings.out}: {settings.count} images; what they cost is in {settings.out}/{COST_FILE}")
+
+
 def _make_world(settings: WorldSettings) -> None:
     from pathlib import Path
 
@@ -81,6 +89,7 @@ score = Command(
     help="Stage one: measure how far every image of a corpus lies from the teacher's BatchNorm statistics.",
     example="dfss-score --corpus imagenet --teacher teacher.safetensors --out scores.zarr",
     flags={"list_corpora": (_list_corpora, "Show the catalogue and end")},
+    methods=SCORE_METHODS,
 )
 select_images = Command(
     name="dfss-select",
@@ -100,6 +109,14 @@ import_model = Command(
         "dfss-import --builder torchvision:deeplabv3_resnet50 --weights voc.pth --num-classes 21 "
         "--image-size 520x520 --out teacher.safetensors"
     ),
+)
+synthesize = Command(
+    name="dfss-synthesize",
+    settings=SynthesisSettings,
+    section="synthesize",
+    run=_synthesize,
+    help="The rival of stage one: make images by optimisation to the teacher's BatchNorm statistics.",
+    example="dfss-synthesize --teacher teacher.safetensors --count 256 --out synthetic",
 )
 make_world = Command(
     name="dfss-world",

@@ -9,6 +9,8 @@ from storage.errors import SettingsError
 
 DistanceKind = Literal["standardized", "paper"]
 Normalization = Literal["robust", "minmax"]
+SCORE_METHODS: dict[str, dict[str, Any]] = {"ours": {}, "paper": {"distance": "paper"}}
+"""``--method`` of dfss-score: what each stands for."""
 Strategy = Literal["ads", "nearest", "random", "confidence", "all"]
 
 
@@ -96,6 +98,32 @@ class ImportSettings:
     std: Annotated[str, "Per RGB channel, for values in [0, 1]"] = "0.229,0.224,0.225"
     arguments: Annotated[str, "Further arguments of the builder, as JSON"] = "{}"
     overwrite: Annotated[bool, "Replace the file if it is there"] = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SynthesisSettings:
+    """The rival: images made by optimisation to the teacher's BatchNorm statistics, instead of chosen ones."""
+
+    teacher: Annotated[str, "Model file, or official weights such as torchvision:deeplabv3_resnet50@DEFAULT"]
+    out: Annotated[str, "Folder of images to make"] = "synthetic"
+    count: Annotated[int, "How many images"] = 256
+    steps: Annotated[int, "Optimiser steps on each batch"] = 100
+    batch_size: Annotated[int, "Images whose statistics are matched together"] = 32
+    lr: Annotated[float, "Learning rate of Adam, in standard deviations of a pixel"] = 0.05
+    tv: Annotated[float, "Weight of the total variation"] = 1.0
+    l2: Annotated[float, "Weight of the mean square of the normalised pixels"] = 0.01
+    selection: Annotated[str | None, "Begin from these selected photographs [default: from noise]"] = None
+    shards: Annotated[str, "Score store of the selection"] = "scores.zarr"
+    seed: Annotated[int, "Fixes noise, shifts and mirroring"] = 0
+    device: Annotated[str, "auto, cpu, cuda, cuda:1, ..."] = "auto"
+    overwrite: Annotated[bool, "Replace the folder if it is there"] = False
+
+    def __post_init__(self) -> None:
+        for name in ("count", "steps", "batch_size"):
+            _at_least_one(name, getattr(self, name))
+        for name in ("lr", "tv", "l2", "seed"):
+            if getattr(self, name) < 0:
+                raise SettingsError(f"{name} is {getattr(self, name)}; it cannot be negative")
 
 
 def _at_least_one(name: str, value: int) -> None:

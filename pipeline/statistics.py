@@ -84,7 +84,7 @@ def find_layers(teacher: Segmenter) -> list[BatchNormLayer]:
         positions[name] = input_NCHW.shape[-2] * input_NCHW.shape[-1]
         calls[name] += 1
 
-    handles = [_on_input(module, partial(record, name)) for name, module in named.items()]
+    handles = [on_input(module, partial(record, name)) for name, module in named.items()]
     try:
         probe(teacher)
     finally:
@@ -108,7 +108,7 @@ def _refuse_batch_statistics(teacher: Segmenter) -> None:
             )
 
 
-def _on_input(module: nn.Module, act: Callable[[Tensor], None]) -> RemovableHandle:
+def on_input(module: nn.Module, act: Callable[[Tensor], None]) -> RemovableHandle:
     """Call ``act`` with a module's input before it runs, however the input is passed."""
 
     def hook(_: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
@@ -193,7 +193,7 @@ def record_bn_statistics(
         if stop_after_last and layer.name == last:
             raise _StopForwardError
 
-    handles = [_on_input(layer.module, partial(record, layer)) for layer in layers]
+    handles = [on_input(layer.module, partial(record, layer)) for layer in layers]
     try:
         yield found
     finally:

@@ -17,6 +17,7 @@ from pipeline.models import Segmenter, build_model, save_model
 ENTRY_POINTS = {
     "dfss-score": pipeline.cli.score,
     "dfss-select": pipeline.cli.select_images,
+    "dfss-synthesize": pipeline.cli.synthesize,
     "dfss-import": pipeline.cli.import_model,
     "dfss-world": pipeline.cli.make_world,
     "dfss-train": distill.cli.train,
@@ -126,6 +127,10 @@ def test_the_catalogue_is_listed_without_further_arguments(run_command: Run) -> 
         ("dfss-distill --val labelled --teacher two.safetensors", "not the teacher"),
         ("dfss-eval --model two.safetensors --data labelled", "two.safetensors has 2 classes, labelled has 3"),
         ("dfss-eval --model teacher.safetensors --data images", "no folder images/images"),
+        ("dfss-synthesize --teacher plain.safetensors", "no BatchNorm"),
+        ("dfss-synthesize --teacher teacher.safetensors --out images", "images is there already"),
+        ("dfss-synthesize --teacher teacher.safetensors --out images --overwrite", "it is not replaced"),
+        ("dfss-synthesize --teacher teacher.safetensors --steps 0", "steps is 0; give at least 1"),
         ("dfss-import --builder Unet/resnet18 --weights no.pth --num-classes 3 --out x.safetensors", "no weights file"),
         ("dfss-train --data labelled --builder tiny_models:tiny --image-size big", "not HEIGHTxWIDTH"),
     ],
