@@ -13,7 +13,7 @@ from torch import Tensor
 from distill.evaluation import Evaluation, agreement, evaluate, to_tensor
 from distill.images import SelectedImages, check_selection, hold_back
 from distill.labelled import LabelledFolder, check_labels, open_labelled
-from distill.losses import pixelwise_kl, weighted_mean
+from distill.losses import distillation_loss, weighted_mean
 from distill.ordering import epoch_slice
 from distill.runs import RunFolder
 from distill.settings import DistillSettings
@@ -77,12 +77,12 @@ class Distillation:
         return DistillBatch(to_tensor(crops), tuple(views), torch.from_numpy(batch_weights).float())
 
     def loss(self, model: Segmenter, batch: DistillBatch, progress: float) -> Tensor:
-        """Weighted mean of the images' KL divergences."""
+        """Weighted mean of the images' losses."""
         device = model.mean_3HW.device
         images = light_images(batch.images_N3HW.to(device), batch.views)
         with torch.no_grad():
             target = self.teacher(images)
-        losses = pixelwise_kl(model(images), target, self.settings.temperature)
+        losses = distillation_loss(model(images), target, self.settings.loss, self.settings.temperature)
         return weighted_mean(losses, batch.weights_N.to(device))
 
     def evaluate(self, model: Segmenter) -> Evaluation | None:

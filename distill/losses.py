@@ -1,8 +1,12 @@
-"""What a student is taught by: the pixel-wise Kullback-Leibler divergence to the teacher (Hinton et al., 2015, per
-pixel).
+"""What a student is taught by: how far its logits are from the teacher's, image by image.
 
-KD_i = T^2 mean_hw sum_k p_k log(p_k / q_k), with p = softmax(teacher / T) and q = softmax(student / T); a batch's
-loss is sum_i w_i KD_i / sum_i w_i (arXiv 2512.13175).
+A batch's loss is sum_i w_i KD_i / sum_i w_i (arXiv 2512.13175), with KD_i one of
+
+- ``kl``: pixel-wise Kullback-Leibler divergence (Hinton et al., 2015, per pixel), T^2 mean_hw sum_k p_k log(p_k / q_k)
+  with p = softmax(teacher / T), q = softmax(student / T) over the classes;
+- ``channel``: the same over the positions of each class instead (channel-wise distillation, Shu et al., ICCV 2021),
+  T^2 mean_k sum_hw p_hw log(p_hw / q_hw);
+- ``l1``: mean absolute difference of the logits, each pixel's mean taken off first, which softmax does not see.
 
 Shapes: N images, K classes, H x W pixels.
 """
@@ -11,13 +15,36 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from distill.settings import Loss
+
+
+def distillation_loss(student_NKHW: Tensor, teacher_NKHW: Tensor, kind: Loss, temperature: float) -> Tensor:
+    """KD_i of each image, [N]."""
+    student, teacher = student_NKHW.float(), teacher_NKHW.float()
+    if kind == "l1":
+        return logit_l1(student, teacher)
+    return (channelwise_kl if kind == "channel" else pixelwise_kl)(student, teacher, temperature)
+
 
 def pixelwise_kl(student_NKHW: Tensor, teacher_NKHW: Tensor, temperature: float) -> Tensor:
     """KD_i of each image, in nats per pixel, [N]."""
-    student = F.log_softmax(student_NKHW.float() / temperature, dim=1)
-    teacher = F.log_softmax(teacher_NKHW.float() / temperature, dim=1)
-    divergence_NHW = F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=1)
-    return divergence_NHW.mean(dim=(1, 2)) * temperature**2
+    return _divergence(student_NKHW, teacher_NKHW, temperature, dim=1).mean(dim=(1, 2))
+
+
+def channelwise_kl(student_NKHW: Tensor, teacher_NKHW: Tensor, temperature: float) -> Tensor:
+    """KD_i of each image, in nats per class, [N]."""
+    return _divergence(student_NKHW.flatten(2), teacher_NKHW.flatten(2), temperature, dim=2).mean(dim=1)
+
+
+def logit_l1(student_NKHW: Tensor, teacher_NKHW: Tensor) -> Tensor:
+    """KD_i of each image, in units of a logit, [N]."""
+    difference = student_NKHW - teacher_NKHW
+    return (difference - difference.mean(dim=1, keepdim=True)).abs().mean(dim=(1, 2, 3))
+
+
+def _divergence(student: Tensor, teacher: Tensor, temperature: float, dim: int) -> Tensor:
+    student, teacher = (F.log_softmax(logits / temperature, dim=dim) for logits in (student, teacher))
+    return F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=dim) * temperature**2
 
 
 def weighted_mean(losses_N: Tensor, weights_N: Tensor) -> Tensor:

@@ -1,13 +1,19 @@
 """What ``dfss-train``, ``dfss-distill`` and ``dfss-eval`` can be told. Light: no torch."""
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pipeline.settings import Normalization
 from storage.errors import SettingsError
 
 Weighting = Literal["wdpd", "static", "uniform", "reversed"]
 Pacing = Literal["linear", "cosine", "step"]
+Loss = Literal["kl", "channel", "l1"]
+DISTILL_METHODS: dict[str, dict[str, Any]] = {
+    "ours": {},
+    "paper": {"weighting": "wdpd", "normalization": "minmax", "pacing": "linear", "by_sampling": False, "loss": "kl"},
+}
+"""``--method`` of dfss-distill: what each stands for."""
 Device = Annotated[str, "auto, cpu, cuda, cuda:1, ..."]
 
 
@@ -96,7 +102,8 @@ class DistillSettings(OptimisationSettings):
     ] = "robust"
     pacing: Annotated[Pacing, "How the weights go from distance to uniform over the run"] = "linear"
     by_sampling: Annotated[bool, "Draw images in proportion to their weight instead of weighting their loss"] = False
-    temperature: Annotated[float, "Temperature of the pixel-wise KL divergence"] = 1.0
+    loss: Annotated[Loss, "KL divergence by pixel (the paper's), by channel, or L1 of the logits"] = "kl"
+    temperature: Annotated[float, "Temperature of the KL divergences"] = 1.0
     out: Annotated[str, "Run folder; the model becomes OUT/student.safetensors"] = "runs/student"
 
     def __post_init__(self) -> None:

@@ -3,31 +3,44 @@
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
-from distill.losses import pixelwise_kl, weighted_mean
+from distill.losses import distillation_loss, weighted_mean
+from distill.settings import Loss
 
-
-def numpy_kl(student: np.ndarray, teacher: np.ndarray, temperature: float) -> np.ndarray:  # type: ignore[type-arg]
-    def softmax(logits: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
-        powers = np.exp(logits / temperature - (logits / temperature).max(axis=1, keepdims=True))
-        return powers / powers.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
-
-    p, q = softmax(teacher), softmax(student)
-    return temperature**2 * (p * np.log(p / q)).sum(axis=1).mean(axis=(1, 2))  # type: ignore[no-any-return]
+KINDS: list[Loss] = ["kl", "channel", "l1"]
 
 
+def softmax(logits: NDArray[np.float64], axis: int | tuple[int, int]) -> NDArray[np.float64]:
+    powers: NDArray[np.float64] = np.exp(logits - logits.max(axis=axis, keepdims=True))
+    return powers / powers.sum(axis=axis, keepdims=True)
+
+
+def oracle(student: NDArray[np.float64], teacher: NDArray[np.float64], kind: Loss, t: float) -> NDArray[np.float64]:
+    if kind == "l1":
+        student, teacher = (logits - logits.mean(axis=1, keepdims=True) for logits in (student, teacher))
+        return np.asarray(np.abs(student - teacher).mean(axis=(1, 2, 3)))
+    axis = 1 if kind == "kl" else (2, 3)
+    p, q = softmax(teacher / t, axis), softmax(student / t, axis)
+    return np.asarray(t**2 * (p * np.log(p / q)).sum(axis=axis).mean(axis=(1, 2) if kind == "kl" else 1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_the_divergence_is_that_of_numpy(temperature: float) -> None:
+def test_a_loss_is_that_of_numpy(temperature: float, kind: Loss) -> None:
     rng = np.random.default_rng(0)
     student, teacher = rng.normal(0, 3, (2, 5, 4, 6, 7))
-    found = pixelwise_kl(torch.from_numpy(student).float(), torch.from_numpy(teacher).float(), temperature)
-    np.testing.assert_allclose(found.numpy(), numpy_kl(student, teacher, temperature), rtol=1e-4)
+    found = distillation_loss(torch.from_numpy(student).float(), torch.from_numpy(teacher).float(), kind, temperature)
+    np.testing.assert_allclose(found.numpy(), oracle(student, teacher, kind, temperature), rtol=1e-4)
 
 
-def test_a_student_that_answers_as_the_teacher_has_no_loss_and_no_gradient() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_student_that_answers_as_the_teacher_has_no_loss_and_no_gradient(kind: Loss) -> None:
     teacher = torch.randn(2, 4, 5, 5)
     student = teacher.clone().requires_grad_()
-    pixelwise_kl(student, teacher, 2.0).sum().backward()
+    loss = distillation_loss(student, teacher, kind, 2.0).sum()
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(0, abs=1e-5)
     torch.testing.assert_close(student.grad, torch.zeros_like(teacher), atol=1e-6, rtol=0)
 
 
