@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from distill.settings import DistillSettings, EvalSettings, TrainSettings
+from distill.settings import DISTILL_METHODS, DistillSettings, EvalSettings, TrainSettings
 from storage.commandline import Command, say, track
 
 
@@ -62,6 +62,7 @@ distill = Command(
     run=_distill,
     help="Stage two: train a student on the selected images by WDPD.",
     example="dfss-distill --shards scores.zarr --student lraspp_mobilenet_v3_large",
+    methods=DISTILL_METHODS,
 )
 evaluate = Command(
     name="dfss-eval",

@@ -44,15 +44,18 @@ class Command(Generic[SettingsT]):
     example: str
     flags: Mapping[str, tuple[Callable[[], None], str]] = dataclasses.field(default_factory=dict)
     """Options that do one thing and end, like ``--list-corpora``: name -> (action, help)."""
+    methods: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    """``--method NAME`` stands for these values of settings; what is given besides wins over them."""
 
     def __call__(self, argv: list[str] | None = None) -> None:
         """Run with ``argv`` (default: the process's own). Raises SystemExit with the exit code."""
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
         keep_freed_memory()
         app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        app.command(help=f"{self.help}\n\nExample: {self.example}")(self._callback())
         try:
-            app(args=argv, prog_name=self.name, default_map=self._defaults())
+            given = self._defaults()
+            app.command(help=f"{self.help}\n\nExample: {self.example}")(self._callback(given))
+            app(args=argv, prog_name=self.name, default_map=given)
         except DFSSError as error:
             self._fail(str(error), error.exit_code)
         except OSError as error:  # a full disk, a read-only folder: the machine's trouble, not a bug
@@ -66,15 +69,19 @@ class Command(Generic[SettingsT]):
         sys.stderr.write(f"{self.name}: error: {' '.join(message.split())}\n")
         raise SystemExit(code)
 
-    def _callback(self) -> Callable[..., None]:
+    def _callback(self, given: Mapping[str, Any]) -> Callable[..., None]:
+        known = {field.name for field, _ in _fields(self.settings)}
+
         def callback(**options: Any) -> None:
             try:
-                self.run(self.settings(**{name: value for name, value in options.items() if name not in self.flags}))
+                self.run(self.settings(**{name: value for name, value in options.items() if name in known}))
             except KeyboardInterrupt:
                 self._fail("interrupted; what was finished is kept", 130)
 
         parameters = [_parameter(field, hint) for field, hint in _fields(self.settings)]
         parameters += [_flag(name, action, text) for name, (action, text) in self.flags.items()]
+        if self.methods:
+            parameters.append(_method(self.methods, given))
         callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         callback.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return callback
@@ -82,6 +89,7 @@ class Command(Generic[SettingsT]):
     def _defaults(self) -> dict[str, Any]:
         known = {field.name for field, _ in _fields(self.settings)}
         given = read_section(PARAMS_FILE, self.section)
+        known |= {"method"} if self.methods else set()
         if unknown := sorted(set(given) - known):
             raise SettingsError(
                 f"{PARAMS_FILE}: {TOP_SECTION}.{self.section}.{unknown[0]} is no setting of {self.name}; "
@@ -153,6 +161,24 @@ def _flag(name: str, action: Callable[[], None], text: str) -> inspect.Parameter
 
     option = typer.Option(f"--{name.replace('_', '-')}", help=text, callback=act, is_eager=True)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, option])
+
+
+def _method(methods: Mapping[str, Mapping[str, Any]], given: Mapping[str, Any]) -> inspect.Parameter:
+    def apply(context: typer.Context, value: str) -> str:
+        if value not in methods:
+            raise typer.BadParameter(f"{value!r} is not one of {', '.join(methods)}")
+        context.default_map = {**methods[value], **given}
+        return value
+
+    meaning = "; ".join(
+        f"{name}: {', '.join(f'{setting} {value}' for setting, value in values.items()) or 'the defaults'}"
+        for name, values in methods.items()
+    )
+    option = typer.Option(help=f"Stands for several options ({meaning})", callback=apply, is_eager=True)
+    default = next(iter(methods))
+    return inspect.Parameter(
+        "method", inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[str, option]
+    )
 
 
 def track(steps: Iterable[Step], *, title: str, unit: str, every: float = 10.0) -> Iterator[Step]:

@@ -35,7 +35,11 @@ def command(seen: list[Settings]) -> Command[Settings]:
         if settings.store == "impatient":
             raise KeyboardInterrupt
 
-    return Command(name="tool", settings=Settings, section="tool", run=run, help="Does it.", example="tool --store x")
+    methods = {"ours": {}, "paper": {"count": 7, "kind": "b"}}
+    example = "tool --store x"
+    return Command(
+        name="tool", settings=Settings, section="tool", run=run, help="Does it.", example=example, methods=methods
+    )
 
 
 def test_options_become_settings(call: Call) -> None:
@@ -108,3 +112,30 @@ def test_progress_without_a_terminal_is_plain_lines_and_passes_every_step(capsys
     printed = capsys.readouterr().err
     assert printed.startswith("scoring 20/20 images")
     assert "loss 1.0" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "params", "expected"),
+    [
+        ("", "", (3, "a")),
+        ("--method ours", "", (3, "a")),
+        ("--method paper", "", (7, "b")),
+        ("--method paper --count 5", "", (5, "b")),
+        ("--count 5 --method paper", "", (5, "b")),
+        ("--method paper", "kind: a", (7, "a")),
+        ("", "method: paper", (7, "b")),
+        ("--method ours", "method: paper", (3, "a")),
+    ],
+)
+def test_a_method_stands_for_several_settings_and_what_is_given_besides_wins(
+    arguments: str, params: str, expected: tuple[int, str], call: Call
+) -> None:
+    Path("params.yaml").write_text(f"dfss:\n  tool:\n    {params}\n" if params else "")
+    seen: list[Settings] = []
+    assert call(command(seen), "--store", "x", *arguments.split()) == 0
+    assert (seen[0].count, seen[0].kind) == expected
+
+
+def test_an_unknown_method_is_refused(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(command([]), "--store", "x", "--method", "theirs") == 2
+    assert "'theirs' is not one of ours, paper" in " ".join(capsys.readouterr().err.split())
