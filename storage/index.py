@@ -23,7 +23,7 @@ BRANCHES = 32
 """Parts that images are split into at once, at most."""
 MOST_LEVELS = 8
 ALIKE = 0.99
-"""Centroids of at least this cosine similarity count as one: what is so dense is not split."""
+"""Cosine similarity to their centroid from which embeddings count as those of copies, which stay together."""
 SMALL_CELL = 64
 """Corpora whose cells would be smaller than this have larger ones."""
 BLOCK = 65536
@@ -42,7 +42,7 @@ class DiversityIndex:
     centroids: NDArray[np.float32]
     """[K, D], the mean direction of each cell."""
     cell: NDArray[np.int32]
-    """[M], the cell of each image. One has about sqrt(M) images, at most twice as many unless they are all alike."""
+    """[M], the cell of each image. About sqrt(M) images; more than twice as many only where most are copies."""
     serialised: NDArray[np.uint8]
     """Bytes for ``faiss.deserialize_index``; its ids are store rows."""
 
@@ -65,15 +65,18 @@ def build_index(embedding_MD: NDArray[np.float16], rows: NDArray[np.int64]) -> D
 
 
 def split(embedding_MD: Embedding, most: int) -> list[NDArray[np.int64]]:
-    """Places of M embeddings in parts of at most ``most`` that are like one another; a part whose embeddings are all
-    but equal may be larger.
+    """Places of M embeddings in parts of at most ``most`` that are like one another; a part that is mostly copies
+    of one image may be larger.
     """
     parts = []
     undecided = [(np.arange(len(embedding_MD)), 0)]
     while undecided:
         members, level = undecided.pop()
-        if len(members) <= most or level == MOST_LEVELS:
+        if len(members) <= most:
             parts.append(members)
+            continue
+        if level == MOST_LEVELS:  # k-means only peels off a few at a time
+            parts += [members[start : start + most] for start in range(0, len(members), most)]
             continue
         found = _cluster(embedding_MD, members, min(BRANCHES, math.ceil(2 * len(members) / most)))
         children = [members[found == number] for number in np.unique(found)]
@@ -97,8 +100,25 @@ def _cluster(embedding_MD: Embedding, members: NDArray[np.int64], count: int) ->
         max_points_per_centroid=SAMPLE_PER_PART,
     )
     kmeans.train(_single(embedding_MD[members[sample]]))
-    nearest = [kmeans.assign(_single(embedding_MD[block]))[1] for block in _blocks(members)]
-    return _merged(np.asarray(kmeans.centroids))[np.concatenate(nearest)]
+    similarity, nearest = zip(*(kmeans.assign(_single(embedding_MD[block])) for block in _blocks(members)), strict=True)
+    found: NDArray[np.int64] = np.concatenate(nearest)
+    sizes, alike = np.bincount(found, minlength=count), np.concatenate(similarity) >= ALIKE
+    copies = np.bincount(found[alike], minlength=count) > sizes / 2
+    return _copies_together(np.asarray(kmeans.centroids), copies)[found]
+
+
+def _copies_together(centroids_KD: NDArray[np.float32], copies_K: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The first cluster that each one belongs together with, [K].
+
+    Copies of one image draw several centroids that are all but equal, and ties between those tear the copies apart. So
+    clusters that are alike are joined, where most of their embeddings are all but equal to their centroid.
+    """
+    joined = copies_K[:, None] & copies_K & (centroids_KD @ centroids_KD.T >= ALIKE)
+    np.fill_diagonal(joined, True)
+    first: NDArray[np.int64] = np.arange(len(copies_K))
+    while (reached := np.where(joined, first, len(first)).min(axis=1)).tolist() != first.tolist():
+        first = reached
+    return first
 
 
 def _blocks(members: NDArray[np.int64]) -> list[NDArray[np.int64]]:
@@ -107,17 +127,6 @@ def _blocks(members: NDArray[np.int64]) -> list[NDArray[np.int64]]:
 
 def _single(vectors: Embedding) -> NDArray[np.float32]:
     return np.ascontiguousarray(vectors, dtype=np.float32)
-
-
-def _merged(centroids: NDArray[np.float32]) -> NDArray[np.int64]:
-    """The first centroid that each one is linked to by a chain of alike ones, [K]. Copies of one image draw several
-    centroids that are all but equal; ties between those would tear the copies apart.
-    """
-    first: NDArray[np.int64] = (centroids @ centroids.T >= ALIKE).argmax(axis=1)
-    first = np.minimum(first, np.arange(len(first)))  # a centroid of zeros is not alike to itself
-    while (first != first[first]).any():
-        first = first[first]
-    return first
 
 
 def _direction(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
