@@ -45,7 +45,9 @@ class Command(Generic[SettingsT]):
     flags: Mapping[str, tuple[Callable[[], None], str]] = dataclasses.field(default_factory=dict)
     """Options that do one thing and end, like ``--list-corpora``: name -> (action, help)."""
     methods: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-    """``--method NAME`` stands for these values of settings; what is given besides wins over them."""
+    """``--method NAME`` stands for these values of settings; other options on the same command line win over them."""
+    interrupted: str = "what was finished is kept"
+    """What the user is told after Ctrl-C."""
 
     def __call__(self, argv: list[str] | None = None) -> None:
         """Run with ``argv`` (default: the process's own). Raises SystemExit with the exit code."""
@@ -76,7 +78,7 @@ class Command(Generic[SettingsT]):
             try:
                 self.run(self.settings(**{name: value for name, value in options.items() if name in known}))
             except KeyboardInterrupt:
-                self._fail("interrupted; what was finished is kept", 130)
+                self._fail(f"interrupted; {self.interrupted}", 130)
 
         parameters = [_parameter(field, hint) for field, hint in _fields(self.settings)]
         parameters += [_flag(name, action, text) for name, (action, text) in self.flags.items()]
@@ -167,7 +169,9 @@ def _method(methods: Mapping[str, Mapping[str, Any]], given: Mapping[str, Any]) 
     def apply(context: typer.Context, value: str) -> str:
         if value not in methods:
             raise typer.BadParameter(f"{value!r} is not one of {', '.join(methods)}")
-        context.default_map = {**methods[value], **given}
+        source = context.get_parameter_source("method")
+        typed = source is not None and source.name == "COMMANDLINE"
+        context.default_map = {**given, **methods[value]} if typed else {**methods[value], **given}
         return value
 
     meaning = "; ".join(

@@ -122,15 +122,17 @@ def test_progress_without_a_terminal_is_plain_lines_and_passes_every_step(capsys
         ("--method paper", "", (7, "b")),
         ("--method paper --count 5", "", (5, "b")),
         ("--count 5 --method paper", "", (5, "b")),
-        ("--method paper", "kind: a", (7, "a")),
-        ("", "method: paper", (7, "b")),
-        ("--method ours", "method: paper", (3, "a")),
+        ("--method paper", "{kind: a}", (7, "b")),
+        ("--method paper --kind a", "{kind: b}", (7, "a")),
+        ("", "{method: paper, kind: a}", (7, "a")),
+        ("", "{method: paper}", (7, "b")),
+        ("--method ours", "{method: paper}", (3, "a")),
     ],
 )
 def test_a_method_stands_for_several_settings_and_what_is_given_besides_wins(
     arguments: str, params: str, expected: tuple[int, str], call: Call
 ) -> None:
-    Path("params.yaml").write_text(f"dfss:\n  tool:\n    {params}\n" if params else "")
+    Path("params.yaml").write_text(f"dfss:\n  tool: {params}\n" if params else "")
     seen: list[Settings] = []
     assert call(command(seen), "--store", "x", *arguments.split()) == 0
     assert (seen[0].count, seen[0].kind) == expected
