@@ -137,7 +137,7 @@ class _FaultsOf:
         self._data = data
 
     def __enter__(self) -> None:
-        _silence_pillow()
+        silence_pillow()
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if error is None or isinstance(error, ImageError) or not isinstance(error, Exception):
@@ -198,7 +198,8 @@ def _from_16_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
 
 
-def _silence_pillow() -> None:
+def silence_pillow() -> None:
+    """Keep Pillow's warnings about odd files from the user: what is wrong with an image is kept with its scores."""
     # warnings.catch_warnings is not safe with threads, and Pillow has no switch: so a filter for its modules alone,
     # put back where somebody (a test runner, for one) has changed the filters since.
     if not warnings.filters or warnings.filters[0] != _PILLOW_FILTER:

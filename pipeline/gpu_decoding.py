@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.decoding import MAX_PIXELS, ORIENTATION_TAG, Decoder
+from pipeline.decoding import MAX_PIXELS, ORIENTATION_TAG, Decoder, silence_pillow
 
 END_OF_IMAGE = b"\xff\xd9"
 AVAILABLE = hasattr(torchvision.io, "decode_jpeg")
@@ -60,6 +60,7 @@ class GpuDecoder:
 def _is_plain_jpeg(data: bytes, min_side: int) -> bool:
     if not data.rstrip(b"\0").endswith(END_OF_IMAGE):
         return False
+    silence_pillow()
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             upright = image.getexif().get(ORIENTATION_TAG, 1) == 1

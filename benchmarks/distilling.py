@@ -1,0 +1,116 @@
+"""What a step of ``dfss-distill`` costs beside the network passes that it cannot do without.
+
+``python benchmarks/distilling.py --json benchmarks/results/distilling.json``
+
+``ratio_step``: seconds of our step (reading, views, both networks, weighted loss, optimiser, curves) / seconds of the
+teacher's forward, the student's forward and backward and the optimiser's step on one batch that is always the same;
+in turn in one process, median of the rounds' ratios. Lower is better, 1 is the least.
+"""
+
+import argparse
+import dataclasses
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from machine import machine, median_ratio, side_by_side
+from scoring import photograph, teacher_of, write_tar
+from torch.nn import functional as F
+
+from distill.distillation import distill
+from distill.settings import DistillSettings
+from pipeline.builders import resolve_builder
+from pipeline.models import build_model, load_model
+from pipeline.scoring import Scoring
+from pipeline.settings import ScoreSettings
+from storage.commandline import keep_freed_memory
+
+STEPS = 10  # in a round
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", default="deeplabv3_resnet50")
+    parser.add_argument("--student", default="lraspp_mobilenet_v3_large")
+    parser.add_argument("--size", type=int, nargs=2, default=[192, 256], metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    keep_freed_memory()
+    with tempfile.TemporaryDirectory() as temporary:
+        times = measure(Path(temporary), options)
+    settings = {name: vars(options)[name] for name in ("teacher", "student", "size", "batch_size", "rounds", "images")}
+    result: dict[str, Any] = {
+        "ratio_step": median_ratio(times["ours"], times["bare"]),
+        "steps_per_second": STEPS / float(np.median(times["ours"])),
+        "settings": settings,
+        "machine": machine(),
+    }
+    print(json.dumps(result, indent=2))
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def measure(folder: Path, options: argparse.Namespace) -> dict[str, list[float]]:
+    """Seconds of STEPS steps, ours and bare, by round."""
+    teacher = teacher_of(options.teacher, options.size, folder)
+    write_tar(folder / "images.tar", options.images, photograph)
+    scores = folder / "scores.zarr"
+    for _ in Scoring(
+        ScoreSettings(corpus=str(folder / "images.tar"), teacher=str(teacher), out=str(scores), batch_size=8)
+    ).run():
+        pass
+    steps = distill(
+        DistillSettings(
+            shards=str(scores),
+            budget="1.0",
+            student=options.student,
+            batch_size=options.batch_size,
+            steps=STEPS * (options.rounds + 1) + 1,
+            eval_every=10**9,
+            checkpoint_every=10**9,
+            out=str(folder / "run"),
+        )
+    )
+    next(steps)  # the report of the start, before any step
+
+    def ours() -> None:
+        for _ in range(STEPS):
+            next(steps)
+
+    times = side_by_side({"bare": bare_steps(teacher, options), "ours": ours}, options.rounds)
+    steps.close()  # type: ignore[attr-defined]
+    return times
+
+
+def bare_steps(path: Path, options: argparse.Namespace) -> Callable[[], None]:
+    """STEPS steps on one normalised batch that is on the device already."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    teacher = load_model(path).to(device).requires_grad_(False)
+    spec = dataclasses.replace(teacher.spec, builder=resolve_builder(options.student), arguments={})
+    student = build_model(spec).to(device).train()
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3, weight_decay=1e-4)
+    batch = torch.rand((options.batch_size, 3, *options.size), device=device)
+    batch = batch.contiguous(memory_format=torch.channels_last)
+
+    def run() -> None:
+        for _ in range(STEPS):
+            with torch.no_grad():
+                target = teacher(batch).log_softmax(dim=1)
+            loss = F.kl_div(student(batch).log_softmax(dim=1), target, reduction="batchmean", log_target=True)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+
+    return run
+
+
+if __name__ == "__main__":
+    main()
