@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from distill.evaluation import Evaluation, agreement, evaluate, to_tensor
-from distill.images import SelectedImages, check_selection, hold_back
+from distill.images import SelectedImages, hold_back
 from distill.labelled import LabelledFolder, check_labels, open_labelled
 from distill.losses import distillation_loss, weighted_mean
 from distill.ordering import epoch_slice
@@ -23,7 +23,7 @@ from distill.weighting import WeightSchedule, draw
 from pipeline.builders import resolve_builder
 from pipeline.devices import pick_device
 from pipeline.models import Segmenter, build_model, fingerprint, load_model
-from pipeline.selecting import default_path, first, image_count, make_selection
+from pipeline.selecting import check_selection, default_path, first, image_count, make_selection
 from pipeline.settings import SelectSettings, parse_arguments
 from pipeline.statistics import probe
 from pipeline.weights import distance_weights

@@ -3,7 +3,6 @@
 Shapes: N images of the selection.
 """
 
-import dataclasses
 import math
 import threading
 from collections.abc import Sequence
@@ -11,11 +10,10 @@ from types import TracebackType
 
 from PIL import Image
 
-from pipeline.catalogue import find_known
-from pipeline.corpora import Corpus, ImageReader, resolve_corpus
+from pipeline.corpora import Corpus, ImageReader, moved
 from pipeline.decoding import decode_rgb
-from pipeline.selecting import scores_fingerprint
-from storage.errors import CorpusError, ImageError, SelectionError
+from pipeline.selecting import check_selection
+from storage.errors import CorpusError, ImageError
 from storage.scores import ScoreStore
 from storage.selection import Selection
 
@@ -37,7 +35,7 @@ class SelectedImages:
         """
         check_selection(store, selection)
         self.rows: Sequence[int] = [int(row) for row in selection.table["row"]]
-        corpus = _moved(Corpus(**store.attributes["corpus"]), root)
+        corpus = moved(Corpus(**store.attributes["corpus"]), root)
         self._largest = largest
         self._keys = list(selection.table["key"])
         self._reader = ImageReader(corpus, store.manifest())
@@ -82,22 +80,6 @@ class SelectedImages:
             return image
         size = (math.ceil(image.width * scale), math.ceil(image.height * scale))
         return image.resize(size, Image.Resampling.BILINEAR)
-
-
-def _moved(corpus: Corpus, root: str | None) -> Corpus:
-    if root is None:
-        return corpus
-    if find_known(corpus.name):
-        return resolve_corpus(corpus.name, root)
-    return dataclasses.replace(corpus, root=root)
-
-
-def check_selection(store: ScoreStore, selection: Selection) -> None:
-    """Raise SelectionError where a selection was not made from this store's scores."""
-    if selection.about.get("scores") != scores_fingerprint(store):
-        raise SelectionError(
-            f"the selection was made from other scores than those in {store.path}; run dfss-select again"
-        )
 
 
 def hold_back(count: int, share: float = 0.05, most: int = 64) -> list[int]:

@@ -117,6 +117,7 @@ synthesize = Command(
     run=_synthesize,
     help="The rival of stage one: make images by optimisation to the teacher's BatchNorm statistics.",
     example="dfss-synthesize --teacher teacher.safetensors --count 256 --out synthetic",
+    interrupted="nothing was written",
 )
 make_world = Command(
     name="dfss-world",

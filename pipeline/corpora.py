@@ -16,7 +16,7 @@ import re
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from types import TracebackType
 from typing import Literal, Self
@@ -76,6 +76,17 @@ def resolve_corpus(corpus: str, root: str | None = None) -> Corpus:
                 raise CorpusError(f"{error}, or --corpus ./{corpus} for the folder of that name here") from None
             raise
         return Corpus(name=corpus, root=folder, kind=_kind(pattern) or "folder", pattern=pattern)
+
+
+def moved(corpus: Corpus, root: str | None) -> Corpus:
+    """The same corpus where it lies now: at ``root``, or where it was. Raises CorpusError where a catalogue's layout is
+    not there.
+    """
+    if root is None:
+        return corpus
+    if find_known(corpus.name):
+        return resolve_corpus(corpus.name, root)
+    return replace(corpus, root=root)
 
 
 def list_images(corpus: Corpus) -> Manifest:

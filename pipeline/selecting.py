@@ -139,6 +139,14 @@ def _place_in_cell(cell_in_order: NDArray[np.int32]) -> NDArray[np.int64]:
     return place
 
 
+def check_selection(store: ScoreStore, selection: Selection) -> None:
+    """Raise SelectionError where a selection was not made from this store's scores."""
+    if selection.about.get("scores") != scores_fingerprint(store):
+        raise SelectionError(
+            f"the selection was made from other scores than those in {store.path}; run dfss-select again"
+        )
+
+
 def scores_fingerprint(store: ScoreStore) -> str:
     """Sha256 over the settings and distances of a store: what a selection was made from."""
     attributes = {

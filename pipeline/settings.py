@@ -114,6 +114,7 @@ class SynthesisSettings:
     l2: Annotated[float, "Weight of the mean square of the normalised pixels"] = 0.01
     selection: Annotated[str | None, "Begin from these selected photographs [default: from noise]"] = None
     shards: Annotated[str, "Score store of the selection"] = "scores.zarr"
+    root: Annotated[str | None, "Where its corpus lies now, if not where it was scored"] = None
     seed: Annotated[int, "Fixes noise, shifts and mirroring"] = 0
     device: Annotated[str, "auto, cpu, cuda, cuda:1, ..."] = "auto"
     overwrite: Annotated[bool, "Replace the folder if it is there"] = False

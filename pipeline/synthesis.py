@@ -14,6 +14,8 @@ Shapes: N images of a batch, H x W pixels.
 
 import dataclasses
 import json
+import math
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,23 +24,27 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pipeline.corpora import Corpus, ImageReader
+from pipeline.corpora import Corpus, ImageReader, moved
 from pipeline.decoding import Decoder
 from pipeline.devices import pick_device
 from pipeline.models import Segmenter, load_model
+from pipeline.selecting import check_selection
 from pipeline.settings import SynthesisSettings
 from pipeline.statistics import BatchNormLayer, find_layers, on_input
 from storage.errors import SettingsError
 from storage.files import publish
+from storage.manifest import Manifest
 from storage.progress import Step
 from storage.scores import open_complete
 from storage.selection import read_selection
 
 SHIFT = 8
 COST_FILE = "cost.json"
+IMAGE_NAME = re.compile(r"\d{6,}\.png")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -48,40 +54,39 @@ class Synthesis:
     settings: SynthesisSettings
     teacher: Segmenter
     layers: list[BatchNormLayer]
+    photographs: "Photographs | None"
+    """What to begin from; None for noise."""
 
     @classmethod
     def prepare(cls, settings: SynthesisSettings) -> "Synthesis":
-        """Load the teacher.
+        """Resolve everything that can be wrong before anything is computed.
 
         Raises:
-            ModelError: it is missing, or has no BatchNorm.
-            SettingsError: the folder is there already, or no such device.
+            ModelError: the teacher is missing, or has no BatchNorm.
+            SettingsError: the folder is there already, the selection too small, or no such device.
+            SelectionError, StoreError, CorpusError: the photographs to begin from are not to be had.
         """
-        out = Path(settings.out)
-        if out.exists() and not settings.overwrite:
-            raise SettingsError(f"{out} is there already; --overwrite replaces it, --out puts the images elsewhere")
-        if out.exists() and not (out / COST_FILE).exists():
-            raise SettingsError(f"{out} holds no synthesized images, so it is not replaced; give another --out")
+        check_place(Path(settings.out), overwrite=settings.overwrite)
+        photographs = Photographs.find(settings) if settings.selection else None
         teacher = load_model(settings.teacher).to(pick_device(settings.device)).requires_grad_(False)
-        return cls(settings=settings, teacher=teacher, layers=find_layers(teacher))
+        return cls(settings=settings, teacher=teacher, layers=find_layers(teacher), photographs=photographs)
 
     def run(self) -> Iterator[Step]:
         """Make the images, batch by batch, and publish the folder whole."""
-        settings = self.settings
-        start = time.perf_counter()
-        total = -(-settings.count // settings.batch_size) * settings.steps
-        done = 0
-        with publish(Path(settings.out)) as partial_folder:
+        settings, out = self.settings, Path(self.settings.out).resolve()
+        start, done = time.perf_counter(), 0
+        # Batches of equal size: the statistics of a few images are no match for those of a data set.
+        batches = np.array_split(np.arange(settings.count), math.ceil(settings.count / settings.batch_size))
+        with publish(out) as partial_folder:
             partial_folder.mkdir(parents=True)
-            for first in range(0, settings.count, settings.batch_size):
-                places = range(first, min(first + settings.batch_size, settings.count))
-                images = self._begin(places)
+            for places in batches:
+                rng = np.random.default_rng([settings.seed, int(places[0])])
+                images = self._begin(places, rng)
                 optimizer = torch.optim.Adam([images], lr=settings.lr)
-                rng = np.random.default_rng([settings.seed, first])
                 for _ in range(settings.steps):
                     loss = self._step(images, optimizer, rng)
                     done += 1
-                    yield Step(done=done, total=total, note=f"loss {loss:.3f}")
+                    yield Step(done=done, total=len(batches) * settings.steps, note=f"loss {loss:.3f}")
                 self._write(images.detach(), places, partial_folder)
             cost = {
                 "images": settings.count,
@@ -90,29 +95,18 @@ class Synthesis:
                 "seconds": round(time.perf_counter() - start, 1),
             }
             (partial_folder / COST_FILE).write_text(json.dumps(cost, indent=2) + "\n")
+            check_place(out, overwrite=settings.overwrite)
 
-    def _begin(self, places: range) -> Tensor:
+    def _begin(self, places: NDArray[np.int64], rng: np.random.Generator) -> Tensor:
         """Normalised images to start from, [N, 3, H, W]."""
         height, width = self.teacher.spec.image_size
-        if self.settings.selection is None:
-            generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + places.start)
-            images = torch.randn((len(places), 3, height, width), generator=generator)
+        device = self.teacher.mean_3HW.device
+        if self.photographs is None:
+            images = torch.from_numpy(rng.standard_normal((len(places), 3, height, width), dtype=np.float32)).to(device)
         else:
-            images = torch.from_numpy(self._photographs(places)).permute(0, 3, 1, 2)
-            images = self.teacher.normalise(images.to(self.teacher.mean_3HW.device))
-        images = images.to(self.teacher.mean_3HW.device).contiguous(memory_format=torch.channels_last)
-        return images.requires_grad_()
-
-    def _photographs(self, places: range) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-        assert self.settings.selection is not None
-        table = read_selection(Path(self.settings.selection)).table
-        store = open_complete(Path(self.settings.shards))
-        if len(table) < places.stop:
-            raise SettingsError(f"{self.settings.selection} has {len(table)} images; give --count {len(table)} or less")
-        height, width = self.teacher.spec.image_size
-        decoder = Decoder(height=height, width=width)
-        with ImageReader(Corpus(**store.attributes["corpus"]), store.manifest()) as reader:
-            return np.stack([decoder(reader.read(int(table["row"].iloc[place]))) for place in places])
+            pixels = self.photographs.read(places, Decoder(height=height, width=width))
+            images = self.teacher.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device))
+        return images.contiguous(memory_format=torch.channels_last).requires_grad_()
 
     def _step(self, images: Tensor, optimizer: torch.optim.Optimizer, rng: np.random.Generator) -> float:
         settings = self.settings
@@ -122,9 +116,9 @@ class Synthesis:
             view = view.flip(3)
         with batch_statistics(self.layers) as found:
             self.teacher.network(view)
-        rows, columns = (images.diff(dim=axis).abs().mean() for axis in (2, 3))
+        vertical, horizontal = (images.diff(dim=axis).abs().mean() for axis in (2, 3))
         loss = torch.stack(list(found.values())).sum()
-        loss = loss + settings.tv * (rows + columns) + settings.l2 * images.square().mean()
+        loss = loss + settings.tv * (vertical + horizontal) + settings.l2 * images.square().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -134,10 +128,60 @@ class Synthesis:
             images.clamp_(low, high)
         return float(loss.detach())
 
-    def _write(self, images: Tensor, places: range, folder: Path) -> None:
+    def _write(self, images: Tensor, places: NDArray[np.int64], folder: Path) -> None:
         pixels = (images * self.teacher.std_3HW + self.teacher.mean_3HW).mul(255).round().clamp(0, 255)
         for place, image in zip(places, pixels.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy(), strict=True):
             Image.fromarray(image).save(folder / f"{place:06}.png")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Photographs:
+    """The first images of a selection."""
+
+    corpus: Corpus
+    manifest: Manifest
+    rows: NDArray[np.int64]
+
+    @classmethod
+    def find(cls, settings: SynthesisSettings) -> "Photographs":
+        """Those that the settings name.
+
+        Raises:
+            SelectionError: the selection is missing, or was made from other scores.
+            SettingsError: it has fewer images than are to be made.
+            StoreError, CorpusError: the scores or the images are not there.
+        """
+        selection = read_selection(Path(settings.selection or ""))
+        store = open_complete(Path(settings.shards))
+        check_selection(store, selection)
+        if len(selection) < settings.count:
+            raise SettingsError(
+                f"{settings.selection} has {len(selection)} images; give --count {len(selection)} or less"
+            )
+        return cls(
+            corpus=moved(Corpus(**store.attributes["corpus"]), settings.root),
+            manifest=store.manifest(),
+            rows=selection.table["row"].to_numpy(dtype=np.int64)[: settings.count],
+        )
+
+    def read(self, places: NDArray[np.int64], decoder: Decoder) -> NDArray[np.uint8]:
+        """Decode images by their rank, [N, H, W, 3]."""
+        with ImageReader(self.corpus, self.manifest) as reader:
+            return np.stack([decoder(reader.read(int(row))) for row in self.rows[places]])
+
+
+def check_place(folder: Path, *, overwrite: bool) -> None:
+    """Raise SettingsError where a folder is in the way that must not be replaced: with ``overwrite`` one that holds
+    anything but an earlier run's images.
+    """
+    if not folder.exists():
+        return
+    if not overwrite:
+        raise SettingsError(f"{folder} is there already; --overwrite replaces it, --out puts the images elsewhere")
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else [folder.name]
+    foreign = [name for name in sorted(names) if name != COST_FILE and not IMAGE_NAME.fullmatch(name)]
+    if foreign:
+        raise SettingsError(f"{folder} holds {foreign[0]}, so it is not replaced; give another --out")
 
 
 @contextmanager

@@ -129,7 +129,7 @@ def test_the_catalogue_is_listed_without_further_arguments(run_command: Run) -> 
         ("dfss-eval --model teacher.safetensors --data images", "no folder images/images"),
         ("dfss-synthesize --teacher plain.safetensors", "no BatchNorm"),
         ("dfss-synthesize --teacher teacher.safetensors --out images", "images is there already"),
-        ("dfss-synthesize --teacher teacher.safetensors --out images --overwrite", "it is not replaced"),
+        ("dfss-synthesize --teacher teacher.safetensors --out labelled --overwrite", "so it is not replaced"),
         ("dfss-synthesize --teacher teacher.safetensors --steps 0", "steps is 0; give at least 1"),
         ("dfss-import --builder Unet/resnet18 --weights no.pth --num-classes 3 --out x.safetensors", "no weights file"),
         ("dfss-train --data labelled --builder tiny_models:tiny --image-size big", "not HEIGHTxWIDTH"),

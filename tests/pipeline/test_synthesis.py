@@ -57,8 +57,34 @@ def test_images_come_nearer_to_the_teachers_statistics_and_say_what_they_cost(te
 def test_the_same_seed_makes_the_same_images(teacher_file: Path) -> None:
     one, two = (synthesize(teacher_file, name, steps=3) for name in ("one", "two"))
     other = synthesize(teacher_file, "other", steps=3, seed=1)
-    first = [(folder / "000000.png").read_bytes() for folder in (one, two, other)]
-    assert first[0] == first[1] != first[2]
+    made = [pixels_of(folder) for folder in (one, two, other)]
+    np.testing.assert_array_equal(made[0], made[1])
+    for first, second in zip(made[0], made[2], strict=True):
+        assert (first != second).any()
+
+
+def test_smoothness_can_be_asked_for(teacher_file: Path) -> None:
+    rough, smooth = (synthesize(teacher_file, f"tv{tv}", steps=20, tv=tv) for tv in (0.0, 300.0))
+    steps = [np.abs(np.diff(pixels_of(folder).astype(int), axis=1)).mean() for folder in (rough, smooth)]
+    assert steps[1] < 0.8 * steps[0]
+
+
+def test_only_what_an_earlier_run_made_is_replaced(teacher_file: Path) -> None:
+    before = pixels_of(synthesize(teacher_file, "made", steps=1))
+    after = pixels_of(synthesize(teacher_file, "made", steps=1, seed=1, overwrite=True))
+    assert (before != after).any()
+    Path("made/labels.txt").write_text("mine")
+    with pytest.raises(SettingsError, match=r"holds labels.txt, so it is not replaced"):
+        synthesize(teacher_file, "made", steps=1, overwrite=True)
+    assert Path("made/labels.txt").read_text() == "mine"
+
+
+def test_an_interrupted_run_leaves_nothing(teacher_file: Path) -> None:
+    settings = SynthesisSettings(teacher=str(teacher_file), out="made", count=4, steps=5)
+    steps = Synthesis.prepare(settings).run()
+    next(steps)
+    steps.close()  # type: ignore[attr-defined]
+    assert not [path for path in Path().iterdir() if path.name.startswith("made")]
 
 
 def test_they_may_begin_as_selected_photographs(image_folder: Path, teacher_file: Path) -> None:
@@ -70,9 +96,9 @@ def test_they_may_begin_as_selected_photographs(image_folder: Path, teacher_file
     moved = np.abs(pixels_of(photographs).astype(int) - pixels_of(made)).mean()
     assert 0 < moved < 40  # and still the photographs
     assert discrepancy(made) < discrepancy(photographs)
+    settings = SynthesisSettings(teacher=str(teacher_file), out="more", count=6, selection="selection.parquet")
     with pytest.raises(SettingsError, match="has 5 images; give --count 5 or less"):
-        synthesize(teacher_file, "more", selection="selection.parquet", count=6, steps=1)
-    assert not Path("more").exists()
+        Synthesis.prepare(settings)
 
 
 def test_a_layers_term_is_the_distance_of_its_batch_statistics() -> None:
