@@ -124,7 +124,7 @@ def distill(settings: DistillSettings) -> Iterator[Step]:
     largest = math.ceil(height / settings.min_scale), math.ceil(width / settings.min_scale)
     with SelectedImages(store, selection, largest=largest, root=settings.root) as images:
         about = {"teacher": fingerprint(teacher), "selection": selection.about, "held_back": len(held_back)}
-        folder.claim({**dataclasses.asdict(settings), **about}, resume=settings.resume, overwrite=settings.overwrite)
+        folder.claim(settings, about)
         write_selection(selection, folder.selection)
         objective = _objective(settings, teacher, images, selection, held_back, val)
         yield from Training(model=student, objective=objective, settings=settings, folder=folder).run()

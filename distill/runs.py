@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from distill.settings import OptimisationSettings
 from pipeline.models import Segmenter, save_model
 from storage.errors import SettingsError
 from storage.files import publish, remove
@@ -59,20 +60,24 @@ class RunFolder:
         """The images that a student was distilled on."""
         return self.path / "selection.parquet"
 
-    def claim(self, settings: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
-        """Make the folder ready for a run with these settings.
+    def claim(self, settings: OptimisationSettings, about: Mapping[str, Any]) -> None:
+        """Make the folder ready for a run with these settings; ``about`` is what else decides the model that it ends
+        with. A run that was begun before there was such a setting counts as having its default.
 
         Raises:
             SettingsError: it holds a run and neither flag was given, or a run with other settings is to be resumed.
         """
-        wanted = json.loads(json.dumps({name: v for name, v in settings.items() if name not in FREE_SETTINGS}))
+        resume, overwrite = settings.resume, settings.overwrite
+        wanted = _deciding({**dataclasses.asdict(settings), **about})
         if self.settings.exists() and not resume and not overwrite:
             raise SettingsError(
                 f"{self.path} already holds a run; --resume continues it, --overwrite replaces it, "
                 "--out puts this one elsewhere"
             )
         if self.settings.exists():
-            held = read_json(self.settings)
+            defaults = {field.name: field.default for field in dataclasses.fields(settings)}
+            known = {name: value for name, value in defaults.items() if value is not dataclasses.MISSING}
+            held = {**_deciding(known), **read_json(self.settings)}
             if held != wanted and not overwrite:
                 raise SettingsError(f"{self.path} was begun with {difference(held, wanted)}; --overwrite starts afresh")
             if held != wanted or not resume:
@@ -109,6 +114,12 @@ class RunFolder:
         """Publish the model and its figures."""
         save_model(model, self.model)
         write_json(self.metrics, metrics)
+
+
+def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """As JSON keeps them, without those that may change."""
+    values: dict[str, Any] = json.loads(json.dumps({k: v for k, v in settings.items() if k not in FREE_SETTINGS}))
+    return values
 
 
 def difference(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

@@ -93,7 +93,7 @@ def train(settings: TrainSettings) -> Iterator[Step]:
     )
     model = build_model(spec, pretrained_backbone=settings.pretrained_backbone).to(pick_device(settings.device))
     folder = RunFolder(Path(settings.out), "model.safetensors")
-    folder.claim(dataclasses.asdict(settings), resume=settings.resume, overwrite=settings.overwrite)
+    folder.claim(settings, {})
     views = ViewSettings(height=height, width=width, min_scale=settings.min_scale, jitter=settings.jitter)
     objective = Supervised(data=data, val=val, views=views, settings=settings)
     yield from Training(model=model, objective=objective, settings=settings, folder=folder).run()

@@ -212,6 +212,18 @@ def test_held_back_images_are_spread_over_the_ranks() -> None:
     assert np.diff(hold_back(100_000)).std() < 1
 
 
+def test_a_run_begun_before_there_was_a_setting_is_resumed_with_its_default(store: ScoreStore) -> None:
+    run(distill(settings(steps=3)))
+    path = Path("run/settings.json")
+    held = json.loads(path.read_text())
+    del held["loss"]
+    path.write_text(json.dumps(held))
+    run(distill(settings(steps=3, resume=True)))
+    path.write_text(json.dumps(held))
+    with pytest.raises(SettingsError, match=r"begun with loss=kl \(now l1\)"):
+        run(distill(settings(steps=3, resume=True, loss="l1")))
+
+
 def test_supervised_training_learns_and_is_resumed_alike(labelled_folder: Path) -> None:
     common: dict[str, Any] = {
         "data": str(labelled_folder), "val": str(labelled_folder), "builder": "tiny_models:tiny", "image_size": "24x32",
