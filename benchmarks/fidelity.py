@@ -25,7 +25,7 @@ from PIL import Image
 
 from pipeline.corpora import ImageReader, list_images, resolve_corpus
 from pipeline.decoding import Decoder, decode_rgb
-from pipeline.scoring import Scorer, make_scorer
+from pipeline.scorer import Scorer, make_scorer
 from pipeline.settings import ScoreSettings
 from storage.commandline import keep_freed_memory
 

@@ -36,7 +36,8 @@ from pipeline.corpora import ImageReader, list_images, resolve_corpus
 from pipeline.decoding import Decoder
 from pipeline.loading import load_batches
 from pipeline.models import ModelSpec, Segmenter, build_model, save_model
-from pipeline.scoring import Scoring, make_scorer
+from pipeline.scorer import make_scorer
+from pipeline.scoring import Scoring
 from pipeline.settings import ScoreSettings
 from storage.commandline import keep_freed_memory
 
