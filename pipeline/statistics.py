@@ -10,13 +10,12 @@ import dataclasses
 import fnmatch
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from pipeline.models import Segmenter
 from storage.errors import ModelError
@@ -84,11 +83,8 @@ def find_layers(teacher: Segmenter) -> list[BatchNormLayer]:
         positions[name] = input_NCHW.shape[-2] * input_NCHW.shape[-1]
         calls[name] += 1
 
-    handles = [on_input(module, partial(record, name)) for name, module in named.items()]
-    try:
+    with on_inputs((module, partial(record, name)) for name, module in named.items()):
         probe(teacher)
-    finally:
-        _remove(handles)
     layers = [
         BatchNormLayer(name, named[name], count) for name, count in positions.items() if count > 1 and calls[name] == 1
     ]
@@ -108,13 +104,17 @@ def _refuse_batch_statistics(teacher: Segmenter) -> None:
             )
 
 
-def on_input(module: nn.Module, act: Callable[[Tensor], None]) -> RemovableHandle:
-    """Call ``act`` with a module's input before it runs, however the input is passed."""
+@contextmanager
+def on_inputs(acts: Iterable[tuple[nn.Module, Callable[[Tensor], None]]]) -> Iterator[None]:
+    """Inside the block, call each module's function with its input before it runs, however the input is passed."""
+    with ExitStack() as hooks:
+        for module, act in acts:
+            hooks.callback(module.register_forward_pre_hook(partial(_call, act), with_kwargs=True).remove)
+        yield
 
-    def hook(_: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
-        act(inputs[0] if inputs else named["input"])
 
-    return module.register_forward_pre_hook(hook, with_kwargs=True)
+def _call(act: Callable[[Tensor], None], _: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+    act(inputs[0] if inputs else named["input"])
 
 
 def _normalisation(network: nn.Module) -> str:
@@ -193,11 +193,8 @@ def record_bn_statistics(
         if stop_after_last and layer.name == last:
             raise _StopForwardError
 
-    handles = [on_input(layer.module, partial(record, layer)) for layer in layers]
-    try:
+    with on_inputs((layer.module, partial(record, layer)) for layer in layers):
         yield found
-    finally:
-        _remove(handles)
 
 
 def measure(teacher: Segmenter, images_N3HW: Tensor) -> Tensor | None:
@@ -256,8 +253,3 @@ def shifted_moments(input_NCHW: Tensor, running_mean_C: Tensor) -> tuple[Tensor,
     offset_NC = shifted.mean(dim=(2, 3))
     square_NC = shifted.square().mean(dim=(2, 3))
     return offset_NC + running_mean_C, (square_NC - offset_NC.square()).clamp(min=0)
-
-
-def _remove(handles: Sequence[RemovableHandle]) -> None:
-    for handle in handles:
-        handle.remove()

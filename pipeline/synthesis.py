@@ -34,7 +34,7 @@ from pipeline.devices import pick_device
 from pipeline.models import Segmenter, load_model
 from pipeline.selecting import check_selection
 from pipeline.settings import SynthesisSettings
-from pipeline.statistics import BatchNormLayer, find_layers, on_input
+from pipeline.statistics import BatchNormLayer, find_layers, on_inputs
 from storage.errors import SettingsError
 from storage.files import publish
 from storage.manifest import Manifest
@@ -198,9 +198,5 @@ def batch_statistics(layers: list[BatchNormLayer]) -> Iterator[dict[str, Tensor]
         var = square - (mean - module.running_mean).square()
         found[layer.name] = (mean - module.running_mean).norm() + (var - module.running_var).norm()
 
-    handles = [on_input(layer.module, partial(record, layer)) for layer in layers]
-    try:
+    with on_inputs((layer.module, partial(record, layer)) for layer in layers):
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
