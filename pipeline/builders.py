@@ -4,10 +4,11 @@ Heavy libraries are imported by the builder that needs them. A model file may co
 user's own is only called when the user has named its module in the environment variable ``DFSS_TRUSTED_BUILDERS``.
 """
 
+import copy
 import dataclasses
 import importlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -73,7 +74,35 @@ def _from_smp(name: str, num_classes: int, arguments: Mapping[str, Any], pretrai
     network: nn.Module = smp.create_model(
         architecture, encoder, encoder_weights=weights, classes=num_classes, **arguments
     )
-    return network
+    return without_unused(network) if "encoder_depth" in arguments else network
+
+
+def without_unused(network: nn.Module) -> nn.Module:
+    """The network without what its logits do not depend on: smp keeps the encoder's stages beyond ``encoder_depth``,
+    runs one of them with some encoders, and would have them all saved. One that takes no 64x64 images stays as it is.
+    """
+    lean, training = copy.deepcopy(network).eval(), network.training
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    try:
+        logits = lean(image)
+        logits.sum().backward()
+        _replace(lean, lambda module: all(parameter.grad is None for parameter in module.parameters()))
+        with torch.inference_mode():
+            same = torch.equal(lean(image), logits)
+    except (RuntimeError, ValueError, AttributeError):  # other sizes, a tuple of outputs, parts that are looked for
+        same = False
+    lean.zero_grad(set_to_none=True)
+    return lean.train(training) if same else network
+
+
+def _replace(network: nn.Module, unused: Callable[[nn.Module], bool]) -> None:
+    for name, child in network.named_children():
+        if next(child.parameters(), None) is None:
+            continue
+        if unused(child):
+            setattr(network, name, nn.Identity())
+        else:
+            _replace(child, unused)
 
 
 FAMILIES = {"torchvision": _from_torchvision, "smp": _from_smp}

@@ -7,9 +7,10 @@ import segmentation_models_pytorch as smp
 import torch
 from conftest import HEIGHT, NAMES, WIDTH, tiny_model, tiny_spec
 from safetensors.torch import save_file
+from torch import nn
 from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
-from pipeline.builders import TRUSTED_BUILDERS, resolve_builder
+from pipeline.builders import TRUSTED_BUILDERS, build_network, resolve_builder, without_unused
 from pipeline.models import ModelSpec, Segmenter, build_model, fingerprint, load_model, read_spec, save_model
 from pipeline.statistics import probe
 from storage.errors import ModelError
@@ -176,3 +177,30 @@ def test_official_weights_load_from_the_cache_and_name_the_missing_file(
 def test_unknown_official_weights_are_refused(name: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         load_model(name)
+
+
+@pytest.mark.parametrize("encoder", ["resnet18", "mobilenet_v2"])
+def test_stages_beyond_the_encoders_depth_are_left_out(encoder: str) -> None:
+    arguments = {"encoder_depth": 3, "decoder_channels": [16, 8, 8]}
+    torch.manual_seed(0)
+    whole = smp.Unet(encoder, encoder_weights=None, classes=3, **arguments).eval()
+    torch.manual_seed(0)
+    lean = build_network(f"smp:Unet/{encoder}", 3, arguments).eval()
+    image = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        assert torch.equal(whole(image), lean(image))
+    assert count(lean) < 0.25 * count(whole)
+    lean(image).sum().backward()
+    assert all(parameter.grad is not None for parameter in lean.parameters())
+
+
+def count(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_a_network_that_takes_no_small_square_or_returns_several_things_stays_whole() -> None:
+    assert count(without_unused(nn.Sequential(nn.Flatten(), nn.Linear(7, 2)))) == 16
+    labelled = build_network(
+        "smp:Unet/resnet18", 3, {"encoder_depth": 4, "decoder_channels": [8] * 4, "aux_params": {"classes": 2}}
+    )
+    assert count(labelled.encoder.layer4) > 0
