@@ -12,6 +12,7 @@ from torch import Tensor
 
 from distill.evaluation import Evaluation, agreement, evaluate, to_tensor
 from distill.images import SelectedImages, hold_back
+from distill.inheriting import Inheritance, feature_distance, inherit, recorded
 from distill.labelled import LabelledFolder, check_labels, open_labelled
 from distill.losses import distillation_loss, weighted_mean
 from distill.ordering import epoch_slice
@@ -33,6 +34,7 @@ from storage.scores import SCORED, ScoreStore, open_complete
 from storage.selection import Selection, read_selection, write_selection
 
 logger = logging.getLogger(__name__)
+MODEL_FILE = ".safetensors"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -56,6 +58,7 @@ class Distillation:
     """Of the training places, in their order."""
     val: LabelledFolder | None
     views: ViewSettings
+    inheritance: Inheritance
     settings: DistillSettings
 
     def batch(self, step: int) -> DistillBatch:
@@ -80,9 +83,14 @@ class Distillation:
         """Weighted mean of the images' losses."""
         device = model.mean_3HW.device
         images = light_images(batch.images_N3HW.to(device), batch.views)
-        with torch.no_grad():
+        compared = self.inheritance.compared if self.settings.features else ()
+        with torch.no_grad(), recorded([theirs for _, theirs in compared]) as wanted:
             target = self.teacher(images)
-        losses = distillation_loss(model(images), target, self.settings.loss, self.settings.temperature)
+        with recorded([own for own, _ in compared]) as seen:
+            logits = model(images)
+        losses = distillation_loss(logits, target, self.settings.loss, self.settings.temperature)
+        if compared:
+            losses = losses + self.settings.features * feature_distance(seen, wanted, compared)
         return weighted_mean(losses, batch.weights_N.to(device))
 
     def evaluate(self, model: Segmenter) -> Evaluation | None:
@@ -118,6 +126,8 @@ def distill(settings: DistillSettings) -> Iterator[Step]:
     selection = find_selection(settings, store)
     student = _student(settings, teacher).to(device)
     probe(student)
+    from_scratch = not settings.student.endswith(MODEL_FILE)
+    inheritance = inherit(student, teacher) if settings.inherit and from_scratch else Inheritance()
     folder = RunFolder(Path(settings.out), "student.safetensors")
     held_back = [] if val is not None else hold_back(len(selection))
     height, width = teacher.spec.image_size
@@ -126,8 +136,11 @@ def distill(settings: DistillSettings) -> Iterator[Step]:
         about = {"teacher": fingerprint(teacher), "selection": selection.about, "held_back": len(held_back)}
         folder.claim(settings, about)
         write_selection(selection, folder.selection)
-        objective = _objective(settings, teacher, images, selection, held_back, val)
-        yield from Training(model=student, objective=objective, settings=settings, folder=folder).run()
+        objective = _objective(settings, teacher, images, selection, held_back, val, inheritance)
+        training = Training(
+            model=student, objective=objective, settings=settings, folder=folder, resting=inheritance.resting
+        )
+        yield from training.run()
 
 
 def _objective(
@@ -137,6 +150,7 @@ def _objective(
     selection: Selection,
     held_back: list[int],
     val: LabelledFolder | None,
+    inheritance: Inheritance,
 ) -> Distillation:
     training_places = sorted(set(range(len(selection))) - set(held_back))
     distance = selection.table["distance"].to_numpy(dtype=np.float32)[training_places]
@@ -153,6 +167,7 @@ def _objective(
         ),
         val=val,
         views=ViewSettings(height=height, width=width, min_scale=settings.min_scale, jitter=settings.jitter),
+        inheritance=inheritance,
         settings=settings,
     )
 
@@ -169,7 +184,7 @@ def _teacher(settings: DistillSettings, store: ScoreStore) -> Segmenter:
 
 
 def _student(settings: DistillSettings, teacher: Segmenter) -> Segmenter:
-    if settings.student.endswith(".safetensors"):
+    if settings.student.endswith(MODEL_FILE):
         student = load_model(settings.student)
         if student.spec.num_classes != teacher.spec.num_classes:
             raise ModelError(

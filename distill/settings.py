@@ -11,7 +11,15 @@ Pacing = Literal["linear", "cosine", "step"]
 Loss = Literal["kl", "channel", "l1"]
 DISTILL_METHODS: dict[str, dict[str, Any]] = {
     "ours": {},
-    "paper": {"weighting": "wdpd", "normalization": "minmax", "pacing": "linear", "by_sampling": False, "loss": "kl"},
+    "paper": {
+        "weighting": "wdpd",
+        "normalization": "minmax",
+        "pacing": "linear",
+        "by_sampling": False,
+        "loss": "kl",
+        "inherit": False,
+        "features": 0.0,
+    },
 }
 """``--method`` of dfss-distill: what each stands for."""
 Device = Annotated[str, "auto, cpu, cuda, cuda:1, ..."]
@@ -94,6 +102,12 @@ class DistillSettings(OptimisationSettings):
     ] = "lraspp_mobilenet_v3_large"
     student_arguments: Annotated[str, "Further arguments of the student's builder, as JSON"] = "{}"
     pretrained_backbone: Annotated[bool, "Start from the student builder's ImageNet backbone"] = False
+    inherit: Annotated[
+        bool, "Begin with the teacher's modules of the same name and shapes; keep what sees the same as they are"
+    ] = True
+    features: Annotated[
+        float, "Weight of the distance between what inherited BatchNorm layers and the teacher's see; 0 for none"
+    ] = 1.0
     weighting: Annotated[
         Weighting, "Weight of each image: WDPD, its start for good (static), none, or WDPD upside down"
     ] = "wdpd"
@@ -110,6 +124,8 @@ class DistillSettings(OptimisationSettings):
         super().__post_init__()
         if self.temperature <= 0:
             raise SettingsError(f"temperature is {self.temperature}; give a number above 0")
+        if self.features < 0:
+            raise SettingsError(f"features is {self.features}; it cannot be negative")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ one.
 import dataclasses
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -51,6 +51,8 @@ class Training(Generic[BatchT]):
     objective: Objective[BatchT]
     settings: OptimisationSettings
     folder: RunFolder
+    resting: Sequence[nn.Module] = ()
+    """Modules that stay in eval mode."""
     evaluation: Evaluation | None = None
     """The last step's, once the run has ended."""
 
@@ -58,7 +60,8 @@ class Training(Generic[BatchT]):
         """Train from the last checkpoint (or the start) to the end, then publish the model."""
         settings = self.settings
         raise_momentum(self.model)
-        optimizer = torch.optim.AdamW(self.model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+        learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(learning, lr=settings.lr, weight_decay=settings.weight_decay)
         start = self.folder.load_checkpoint(self.model, optimizer)
         yield Step(done=start, total=settings.steps)
         note, loss = "", math.nan
@@ -90,6 +93,8 @@ class Training(Generic[BatchT]):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings, step)
         self.model.train()
+        for module in self.resting:
+            module.eval()
         device = self.model.mean_3HW.device
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
             try:

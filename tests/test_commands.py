@@ -60,7 +60,7 @@ def test_the_whole_chain_runs_on_defaults(
                          "--image-size", f"{HEIGHT}x{WIDTH}", "--out", "teacher.safetensors"]),
         ("dfss-score", ["--corpus", "images", "--teacher", "teacher.safetensors"]),
         ("dfss-select", ["--shards", "scores.zarr", "--budget", "12"]),
-        ("dfss-distill", ["--shards", "scores.zarr", "--student", "tiny_models:tiny", "--steps", 4]),
+        ("dfss-distill", ["--shards", "scores.zarr", "--student", "tiny_models:small", "--steps", 4]),
         ("dfss-eval", ["--model", "runs/student/student.safetensors", "--data", "labelled", "--json", "e.json"]),
     ]  # fmt: skip
     for command, arguments in steps:
@@ -77,7 +77,7 @@ def test_the_card_works_as_written(run_command: Run, image_folder: Path, teacher
     synset.parent.mkdir(parents=True)
     image_folder.rename(synset)
     (tmp_path / "params.yaml").write_text(
-        f"dfss:\n  score:\n    teacher: {teacher_file}\n  distill:\n    student: tiny_models:tiny\n    steps: 2\n"
+        f"dfss:\n  score:\n    teacher: {teacher_file}\n  distill:\n    student: tiny_models:small\n    steps: 2\n"
     )
     for command, arguments in (("dfss-score", ["--corpus", "imagenet"]), ("dfss-distill", ["--shards", "scores.zarr"])):
         result = run_command(command, *arguments)

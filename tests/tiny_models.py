@@ -1,5 +1,7 @@
 """Networks small enough for tests, as factories that a model file can name."""
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 
@@ -19,6 +21,36 @@ class TinyNetwork(nn.Module):
 
 def tiny(num_classes: int, width: int = 8) -> nn.Module:
     return TinyNetwork(num_classes, width)
+
+
+def small(num_classes: int) -> nn.Module:
+    """No module of it has the shapes of one of ``tiny``."""
+    return TinyNetwork(num_classes, width=6)
+
+
+class StackedNetwork(nn.Module):
+    """A stem and equal blocks at its resolution, the last of which are alike in stacks of any height."""
+
+    def __init__(self, num_classes: int, blocks: int = 3, width: int = 8) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        widths = [8] + [width] * (blocks - 1) + [8]
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU())
+            for before, after in pairwise(widths)
+        )
+        self.head = nn.Conv2d(8, num_classes, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.stem(images)
+        for block in self.blocks:
+            features = block(features)
+        logits: Tensor = self.head(features)
+        return nn.functional.interpolate(logits, scale_factor=2.0)
+
+
+def stacked(num_classes: int, blocks: int = 3, width: int = 8) -> nn.Module:
+    return StackedNetwork(num_classes, blocks, width)
 
 
 def slow(num_classes: int) -> nn.Module:

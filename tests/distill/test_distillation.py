@@ -33,8 +33,8 @@ def store(image_folder: Path, teacher_file: Path) -> ScoreStore:
 
 def settings(**changes: Any) -> DistillSettings:
     fields: dict[str, Any] = {
-        "student": "tiny_models:tiny", "steps": 12, "batch_size": 4, "checkpoint_every": 5, "eval_every": 6,
-        "budget": "1.0", "device": "cpu", "out": "run",
+        "student": "tiny_models:small", "steps": 12, "batch_size": 4,
+        "checkpoint_every": 5, "eval_every": 6, "budget": "1.0", "device": "cpu", "out": "run",
     }  # fmt: skip
     return DistillSettings(**{**fields, **changes})
 
@@ -259,7 +259,7 @@ def test_the_student_changes_and_the_teacher_does_not(store: ScoreStore, monkeyp
 
 def test_running_statistics_follow_even_where_a_network_comes_with_slow_ones(store: ScoreStore) -> None:
     """After a few dozen steps the student must answer in eval mode about as it does in training mode."""
-    run(distill(settings(student="tiny_models:slow", steps=60, lr=0.01)))
+    run(distill(settings(student="tiny_models:slow", inherit=False, steps=60, lr=0.01)))
     student = load_model("run/student.safetensors")
     images = torch.rand(8, 3, 24, 32) * 0.5
     with torch.no_grad():

@@ -1,0 +1,174 @@
+"""What a student takes over from a teacher built like it."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import HEIGHT, WIDTH, tiny_model, tiny_spec
+from torch import nn
+
+from distill.distillation import distill
+from distill.inheriting import feature_distance, inherit, recorded
+from distill.settings import DistillSettings
+from pipeline.models import ModelSpec, Segmenter, build_model, load_model, save_model
+from pipeline.scoring import Scoring
+from pipeline.settings import ScoreSettings
+from storage.errors import ModelError, SettingsError
+
+TEACHER = "tiny_models:stacked"
+
+
+def spec(**arguments: Any) -> ModelSpec:
+    return ModelSpec(
+        builder=TEACHER,
+        num_classes=3,
+        class_names=("sky", "road", "car"),
+        image_size=(HEIGHT, WIDTH),
+        arguments=arguments,
+    )
+
+
+@pytest.fixture
+def stacked_teacher() -> Segmenter:
+    return tiny_model(seed=3, spec=spec())
+
+
+def student(**arguments: Any) -> Segmenter:
+    torch.manual_seed(9)
+    return build_model(spec(**arguments))
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    a, b = one.state_dict(), other.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_shorter_student_begins_with_the_teachers_first_and_last_modules(stacked_teacher: Segmenter) -> None:
+    own, theirs = student(blocks=2), stacked_teacher
+    inheritance = inherit(own, theirs)
+    assert same(own.network.stem, theirs.network.stem)
+    assert same(own.network.blocks[0], theirs.network.blocks[1])
+    assert same(own.network.blocks[1], theirs.network.blocks[2])
+    assert same(own.network.head, theirs.network.head)
+    fixed = {name for name, parameter in own.network.named_parameters() if not parameter.requires_grad}
+    assert {name.split(".")[0] for name in fixed} == {"stem"}
+    assert [pair[1] for pair in inheritance.compared] == [theirs.network.blocks[1][1], theirs.network.blocks[2][1]]
+    resting = {name for name, module in own.network.named_modules() if module in inheritance.resting}
+    assert resting == {"stem.0", "stem.1", "blocks.0.1", "blocks.1.1"}
+
+
+def test_modules_of_other_shapes_are_the_students_own(stacked_teacher: Segmenter) -> None:
+    own, before = student(width=5), student(width=5)
+    inherit(own, stacked_teacher)
+    assert same(own.network.stem, stacked_teacher.network.stem)
+    assert same(own.network.blocks[1], before.network.blocks[1])
+    assert not same(own.network.blocks[2], before.network.blocks[2])  # its BatchNorm alone has the teacher's shape
+    assert same(own.network.blocks[2][0], before.network.blocks[2][0])
+
+
+def test_other_networks_inherit_nothing(stacked_teacher: Segmenter) -> None:
+    own = tiny_model(spec=tiny_spec())
+    before = {name: tensor.clone() for name, tensor in own.state_dict().items() if not name.startswith("network.head")}
+    inheritance = inherit(own, tiny_model(spec=spec(width=4)))
+    assert inheritance.compared == ()
+    after = own.state_dict()
+    changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    assert all(name.startswith("network.stem") for name in changed)
+
+
+def test_normalised_otherwise_nothing_sees_the_same(stacked_teacher: Segmenter) -> None:
+    own = student(blocks=2)
+    own.mean_3HW += 0.2
+    inherit(own, stacked_teacher)
+    assert all(parameter.requires_grad for parameter in own.parameters())
+
+
+def test_the_teacher_over_again_is_refused(stacked_teacher: Segmenter) -> None:
+    with pytest.raises(ModelError, match="is the teacher over again and has nothing to learn"):
+        inherit(student(), stacked_teacher)
+
+
+def test_feature_distance_is_in_the_teachers_standard_deviations_image_by_image() -> None:
+    layer = nn.BatchNorm2d(2, eps=0.0)
+    layer.running_var = torch.tensor([4.0, 25.0])
+    theirs = torch.zeros(3, 2, 4, 5)
+    own = theirs.clone()
+    own[1, 0] = 2.0  # one standard deviation in one of two channels
+    own[2, 1] = -10.0  # two
+    mine = nn.BatchNorm2d(2)
+    distance = feature_distance({mine: own}, {layer: theirs}, [(mine, layer)])
+    assert distance.tolist() == pytest.approx([0.0, 0.5, 2.0])
+
+
+def test_the_feature_term_reaches_the_student_only(stacked_teacher: Segmenter) -> None:
+    own, teacher = student(blocks=2), stacked_teacher.requires_grad_(False)
+    compared = inherit(own, teacher).compared
+    image = torch.rand(2, 3, HEIGHT, WIDTH)
+    with torch.no_grad(), recorded([theirs for _, theirs in compared]) as wanted:
+        teacher(image)
+    with recorded([mine for mine, _ in compared]) as seen:
+        own(image)
+    feature_distance(seen, wanted, compared).sum().backward()
+    learning = {name for name, parameter in own.network.named_parameters() if parameter.grad is not None}
+    assert learning  # what lies before the last compared layer
+    assert all(name.startswith("blocks") for name in learning)
+
+
+@pytest.fixture
+def settings(stacked_teacher: Segmenter, image_folder: Path) -> DistillSettings:
+    save_model(stacked_teacher, Path("stacked.safetensors"))
+    for _ in Scoring(ScoreSettings(corpus=str(image_folder), teacher="stacked.safetensors", layers="all")).run():
+        pass
+    return DistillSettings(
+        student=TEACHER, student_arguments='{"blocks": 2}', steps=40, batch_size=4, lr=0.01, budget="1.0", out="run"
+    )
+
+
+def change(settings: DistillSettings, **changes: Any) -> DistillSettings:
+    return dataclasses.replace(settings, **changes)
+
+
+def test_a_run_keeps_what_is_fixed_and_the_teachers_statistics(
+    settings: DistillSettings, stacked_teacher: Segmenter
+) -> None:
+    for _ in distill(settings):
+        pass
+    trained = load_model("run/student.safetensors").network
+    teacher = stacked_teacher.network
+    assert same(trained.stem, teacher.stem)
+    for mine, theirs in zip(trained.blocks, list(teacher.blocks)[1:], strict=True):
+        assert torch.equal(mine[1].running_mean, theirs[1].running_mean)
+        assert torch.equal(mine[1].running_var, theirs[1].running_var)
+        assert not torch.equal(mine[0].weight, theirs[0].weight)
+
+
+def features_apart(path: str, teacher: Segmenter, images: torch.Tensor) -> float:
+    own = load_model(path)
+    pairs = [(mine[1], theirs[1]) for mine, theirs in zip(own.network.blocks, teacher.network.blocks[1:], strict=True)]
+    with torch.no_grad(), recorded([mine for mine, _ in pairs]) as seen, recorded([theirs for _, theirs in pairs]) as w:
+        own(images)
+        teacher(images)
+    return float(feature_distance(seen, w, pairs).mean())
+
+
+def test_the_feature_term_brings_the_features_nearer(settings: DistillSettings, stacked_teacher: Segmenter) -> None:
+    images = torch.rand(8, 3, HEIGHT, WIDTH)
+    apart = {}
+    for weight in (0.0, 10.0):
+        for _ in distill(change(settings, features=weight, out=f"run-{weight}")):
+            pass
+        apart[weight] = features_apart(f"run-{weight}/student.safetensors", stacked_teacher, images)
+    assert apart[10.0] < 0.8 * apart[0.0]
+
+
+def test_without_inheritance_everything_is_learnt(settings: DistillSettings, stacked_teacher: Segmenter) -> None:
+    for _ in distill(change(settings, inherit=False)):
+        pass
+    assert not same(load_model("run/student.safetensors").network.stem, stacked_teacher.network.stem)
+
+
+def test_a_negative_weight_is_refused() -> None:
+    with pytest.raises(SettingsError, match="features is -1"):
+        DistillSettings(features=-1)
