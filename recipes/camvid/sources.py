@@ -1,7 +1,8 @@
 """What a selection consists of, counted afterwards from the manifest that no selection may read.
 
-``python sources.py --manifest wild/manifest.csv --out sources.csv selections/ads.parquet ...`` prints and writes, for
-every source, its share of the wild images and of each selection; the last row counts what the manifest calls a street.
+``python sources.py --manifest wild/manifest.csv --budget 0.1 --out sources.csv selections/ads ...`` prints and writes,
+for every source, its share of the wild images and of the first tenth of each order (of its seeds together); one row
+counts what the manifest calls a street.
 """
 
 import argparse
@@ -14,16 +15,19 @@ def main() -> None:
     """Count and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--manifest", type=Path, required=True)
+    parser.add_argument("--budget", type=float, required=True, help="share of the order that is taken")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("selections", type=Path, nargs="+")
     options = parser.parse_args()
     manifest = pd.read_csv(options.manifest)
     columns = {"wild": manifest}
+    known = manifest.set_index("key")
     for path in options.selections:
-        chosen = pd.read_parquet(path)["key"]
-        columns[path.stem] = manifest[manifest["key"].isin(chosen)]
-        if len(columns[path.stem]) != len(chosen):
-            raise SystemExit(f"{path}: {len(chosen)} keys, of which {len(columns[path.stem])} are in the manifest")
+        orders = [pd.read_parquet(order)["key"] for order in sorted(path.glob("*.parquet"))]
+        chosen = pd.concat([order.iloc[: round(options.budget * len(order))] for order in orders])
+        if unknown := sorted(set(chosen) - set(known.index)):
+            raise SystemExit(f"{path}: {len(unknown)} of its images are not in the manifest, {unknown[0]} among them")
+        columns[path.name] = known.loc[chosen]
     shares = pd.DataFrame({name: shares_of(rows) for name, rows in columns.items()}).fillna(0.0)
     shares.sort_values("wild", ascending=False).to_csv(options.out, index_label="source", float_format="%.4f")
     print(shares.sort_values("wild", ascending=False).to_string(float_format=lambda share: f"{100 * share:.1f} %"))

@@ -1,0 +1,30 @@
+"""Run a command once for every seed, all at the same time: ``python repeat.py --seeds 3 -- COMMAND ... {seed} ...``.
+
+``{seed}`` in the command's words becomes 0, 1, ...; the processors are divided among the runs, which on two cores takes
+less time than one run after another on both. Fails if one of them fails, after all have ended.
+"""
+
+import argparse
+import os
+import subprocess
+
+
+def main() -> None:
+    """Start, wait, report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, required=True)
+    parser.add_argument("command", nargs="+")
+    options = parser.parse_args()
+    threads = max(1, (os.cpu_count() or 1) // options.seeds)
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    runs = [
+        subprocess.Popen([word.replace("{seed}", str(seed)) for word in options.command], env=environment)
+        for seed in range(options.seeds)
+    ]
+    failed = [seed for seed, run in enumerate(runs) if run.wait()]
+    if failed:
+        raise SystemExit(f"{options.command[0]} failed with seed {', '.join(map(str, failed))}")
+
+
+if __name__ == "__main__":
+    main()
