@@ -82,11 +82,12 @@ def check_options(text: str, settings: Any) -> None:
 
 @pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.parent.name)
 def test_every_value_of_params_yaml_is_a_setting_and_every_section_is_depended_on(path: Path) -> None:
-    sections = yaml.safe_load(path.with_name("params.yaml").read_text())["dfss"]
-    for name, values in sections.items():
-        assert set(values) <= {field.name for field in dataclasses.fields(SETTINGS[name])}
     listed = {param for _, stage in stages(path) for param in stage.get("params", [])}
-    assert listed == {f"dfss.{name}" for name in sections}
+    for scale in (scale for name in ("params.yaml", "full.yaml") if (scale := path.with_name(name)).exists()):
+        sections = yaml.safe_load(scale.read_text())["dfss"]
+        for name, values in sections.items():
+            assert set(values) <= {field.name for field in dataclasses.fields(SETTINGS[name])}
+        assert listed == {f"dfss.{name}" for name in sections}
 
 
 @pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.parent.name)
