@@ -77,6 +77,10 @@ def _from_smp(name: str, num_classes: int, arguments: Mapping[str, Any], pretrai
     return without_unused(network) if "encoder_depth" in arguments else network
 
 
+class Unused(nn.Identity):
+    """Stands where a part was that no logit depends on."""
+
+
 def without_unused(network: nn.Module) -> nn.Module:
     """The network without what its logits do not depend on: smp keeps the encoder's stages beyond ``encoder_depth``,
     runs one of them with some encoders, and would have them all saved. One that takes no 64x64 images stays as it is.
@@ -84,12 +88,12 @@ def without_unused(network: nn.Module) -> nn.Module:
     lean, training = copy.deepcopy(network).eval(), network.training
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     try:
-        logits = lean(image)
-        logits.sum().backward()
-        _replace(lean, lambda module: all(parameter.grad is None for parameter in module.parameters()))
+        lean(image).sum().backward()
         with torch.inference_mode():
-            same = torch.equal(lean(image), logits)
-    except (RuntimeError, ValueError, AttributeError):  # other sizes, a tuple of outputs, parts that are looked for
+            logits = lean(image)
+            _replace(lean, lambda module: all(parameter.grad is None for parameter in module.parameters()))
+            same = torch.allclose(lean(image), logits)
+    except Exception:  # whatever a foreign network says to another size, or to a part that is not there any more
         same = False
     lean.zero_grad(set_to_none=True)
     return lean.train(training) if same else network
@@ -100,7 +104,7 @@ def _replace(network: nn.Module, unused: Callable[[nn.Module], bool]) -> None:
         if next(child.parameters(), None) is None:
             continue
         if unused(child):
-            setattr(network, name, nn.Identity())
+            setattr(network, name, Unused())
         else:
             _replace(child, unused)
 

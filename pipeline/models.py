@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.builders import build_network, official_weights
+from pipeline.builders import Unused, build_network, official_weights
 from storage.errors import ModelError
 from storage.files import publish
 
@@ -182,9 +182,15 @@ def _load_official(name: str) -> Segmenter:
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, origin: str) -> None:
-    """Fill a network. An auxiliary head that only training needs is left out; any other difference is a ModelError."""
+    """Fill a network. An auxiliary head that only training needs and stages that never run are left out; any other
+    difference is a ModelError.
+    """
     wanted = network.state_dict()
-    unused = {name for name in weights if name.startswith("aux_classifier.") and name not in wanted}
+    left_out = [
+        "aux_classifier.",
+        *(f"{name}." for name, module in network.named_modules() if isinstance(module, Unused)),
+    ]
+    unused = {name for name in weights if name.startswith(tuple(left_out)) and name not in wanted}
     weights = {name: tensor for name, tensor in weights.items() if name not in unused}
     # Written by networks older than this counter; it plays no part in inference.
     missing = sorted(name for name in wanted.keys() - weights.keys() if not name.endswith("num_batches_tracked"))
