@@ -34,7 +34,7 @@ from storage.scores import SCORED, ScoreStore, open_complete
 from storage.selection import Selection, read_selection, write_selection
 
 logger = logging.getLogger(__name__)
-MODEL_FILE = ".safetensors"
+MODEL_SUFFIX = ".safetensors"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -126,8 +126,8 @@ def distill(settings: DistillSettings) -> Iterator[Step]:
     selection = find_selection(settings, store)
     student = _student(settings, teacher).to(device)
     probe(student)
-    from_scratch = not settings.student.endswith(MODEL_FILE)
-    inheritance = inherit(student, teacher) if settings.inherit and from_scratch else Inheritance()
+    from_scratch = not settings.student.endswith(MODEL_SUFFIX)
+    inheritance = inherit(student, teacher, copy=from_scratch) if settings.inherit else Inheritance()
     folder = RunFolder(Path(settings.out), "student.safetensors")
     held_back = [] if val is not None else hold_back(len(selection))
     height, width = teacher.spec.image_size
@@ -184,7 +184,7 @@ def _teacher(settings: DistillSettings, store: ScoreStore) -> Segmenter:
 
 
 def _student(settings: DistillSettings, teacher: Segmenter) -> Segmenter:
-    if settings.student.endswith(MODEL_FILE):
+    if settings.student.endswith(MODEL_SUFFIX):
         student = load_model(settings.student)
         if student.spec.num_classes != teacher.spec.num_classes:
             raise ModelError(

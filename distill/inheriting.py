@@ -1,11 +1,12 @@
 """What a student takes over from its teacher, where the two are built alike (ours).
 
-A module of the student inherits from the teacher's module of the same name if all their tensors have the same shapes;
-where the two have lists of modules of different lengths (the blocks of a U-Net's decoder), the lists are matched from
-their ends, because decoders end alike. Of the inherited modules,
+A module of the student inherits from the teacher's module of the same name if it and all that it lies in are of the
+same kind and its tensors have the same shapes; where the two have lists of modules of different lengths (the blocks of
+a U-Net's decoder), the lists are matched from their ends, because decoders end alike. A BatchNorm layer inherits only
+together with what feeds it: statistics of other channels mean nothing. Of the inherited modules,
 
-- those that see exactly what their counterpart sees (the first stages of a shared encoder) stay fixed: they compute
-  what the teacher's compute, and training on other images than the teacher's could only spoil that;
+- those that see and give exactly what their counterpart does (the first stages of a shared encoder) stay fixed: they
+  compute what the teacher's compute, and training on other images than the teacher's could only spoil that;
 - BatchNorm layers further on keep the teacher's running statistics, which are those of the private images, instead of
   learning those of the selected ones. What makes them fit is :func:`feature_distance`.
 
@@ -15,9 +16,11 @@ Shapes: N images, C channels, H x W positions.
 import dataclasses
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +30,8 @@ from pipeline.statistics import BatchNorm, on_inputs
 from storage.errors import ModelError
 
 logger = logging.getLogger(__name__)
+Pair = tuple[nn.Module, nn.Module]
+"""A module of the student and its counterpart in the teacher."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -39,21 +44,27 @@ class Inheritance:
     """BatchNorm layers, the student's and the teacher's, whose inputs are to agree."""
 
 
-def inherit(student: Segmenter, teacher: Segmenter) -> Inheritance:
-    """Copy the teacher's modules into the student's, fix what sees the same; both on the CPU or on one device.
+def inherit(student: Segmenter, teacher: Segmenter, *, copy: bool = True) -> Inheritance:
+    """Copy the teacher's modules into the student's and fix what computes the same; both on one device. Without
+    ``copy``, for a student that was distilled before, its weights stay: only what it still shares counts.
 
     Raises:
         ModelError: the student is the teacher over again, so that nothing is left to learn.
     """
     pairs = _matches(student.network, teacher.network)
-    for own, theirs in pairs:
-        own.load_state_dict(theirs.state_dict())
-    seen = _inputs(student, [own for own, _ in pairs])
-    wanted = _inputs(teacher, [theirs for _, theirs in pairs])
-    fixed = [own for own, theirs in pairs if _equal(seen.get(own), wanted.get(theirs))]
+    own_pass, their_pass = Pass.of(student), Pass.of(teacher)
+    pairs = [
+        pair for pair in pairs if not isinstance(pair[0], BatchNorm) or _fed_alike(pair, pairs, own_pass, their_pass)
+    ]
+    if copy:
+        for own, theirs in pairs:
+            _copy(own, theirs)
+        own_pass = Pass.of(student)
+    fixed = [own for own, theirs in pairs if own_pass.agrees(own, their_pass, theirs)]
     for module in fixed:
-        module.requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in student.parameters()):
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for module in own_pass.order for parameter in module.parameters(recurse=False)):
         raise ModelError(
             f"the student ({student.spec.builder}) is the teacher over again and has nothing to learn; give a smaller "
             "--student, or --no-inherit to train one of the same kind from scratch"
@@ -62,24 +73,32 @@ def inherit(student: Segmenter, teacher: Segmenter) -> Inheritance:
         (own, theirs)
         for own, theirs in pairs
         if own not in fixed and isinstance(own, BatchNorm) and isinstance(theirs, BatchNorm)
-        if own in seen and theirs in wanted and seen[own].shape == wanted[theirs].shape
+        if own_pass.saw_once(own) and their_pass.saw_once(theirs)
+        if own_pass.inputs[own].shape == their_pass.inputs[theirs].shape and _same_statistics(own, theirs)
     ]
     logger.info("%d of the student's modules begin as the teacher's, %d of them stay so", len(pairs), len(fixed))
     return Inheritance(resting=(*fixed, *(own for own, _ in compared)), compared=tuple(compared))
 
 
-def _matches(student: nn.Module, teacher: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
-    """Modules with tensors of their own that have the same kind, place and shapes."""
+def _matches(student: nn.Module, teacher: nn.Module) -> list[Pair]:
+    """Modules with tensors of their own that have the same place, kinds and shapes."""
     theirs_by_name = dict(teacher.named_modules())
+    own_by_name = dict(student.named_modules())
     shifts = {
         name: len(theirs) - len(own)
-        for name, own in student.named_modules()
+        for name, own in own_by_name.items()
         if isinstance(own, nn.ModuleList) and isinstance(theirs := theirs_by_name.get(name), nn.ModuleList)
     }
     pairs = []
-    for name, own in student.named_modules():
-        theirs = theirs_by_name.get(_counterpart(name, shifts))
-        if theirs is not None and type(own) is type(theirs) and (shapes := _shapes(own)) and shapes == _shapes(theirs):
+    for name, own in own_by_name.items():
+        counterpart = _counterpart(name, shifts)
+        theirs = theirs_by_name.get(counterpart)
+        if theirs is None or not (tensors := _tensors(own)):
+            continue
+        shapes = {key: tensor.shape for key, tensor in tensors.items()}
+        if shapes == {key: tensor.shape for key, tensor in _tensors(theirs).items()} and _kinds(
+            name, own_by_name
+        ) == _kinds(counterpart, theirs_by_name):
             pairs.append((own, theirs))
     return pairs
 
@@ -91,31 +110,94 @@ def _counterpart(name: str, shifts: Mapping[str, int]) -> str:
     return name
 
 
-def _shapes(module: nn.Module) -> dict[str, torch.Size]:
-    """Of the tensors that are the module's own; none where its parts hold them."""
-    own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-    return {name: tensor.shape for name, tensor in own} if len(list(module.children())) == 0 else {}
+def _kinds(name: str, modules: Mapping[str, nn.Module]) -> list[type]:
+    """Of a module and of all that it lies in, the network itself left out."""
+    parts = name.split(".")
+    return [type(modules[".".join(parts[:end])]) for end in range(1, len(parts) + 1)]
 
 
-def _inputs(model: Segmenter, modules: Sequence[nn.Module]) -> dict[nn.Module, Tensor]:
-    """What modules see of one noisy image."""
-    height, width = model.spec.image_size
-    image = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)).to(model.mean_3HW.device)
-    training = model.training
-    with recorded(modules) as found, torch.inference_mode():
-        model.eval()(image)
-    model.train(training)
-    return found
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The module's own, not its parts'."""
+    return dict([*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)])
 
 
-def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+def _copy(own: nn.Module, theirs: nn.Module) -> None:
+    source = _tensors(theirs)
+    with torch.no_grad():
+        for name, tensor in _tensors(own).items():
+            tensor.copy_(source[name])
+
+
+def _fed_alike(pair: Pair, pairs: Sequence[Pair], own_pass: "Pass", their_pass: "Pass") -> bool:
+    return (own_pass.before(pair[0]), their_pass.before(pair[1])) in pairs
+
+
+def _same_statistics(own: BatchNorm, theirs: BatchNorm) -> bool:
+    return all(
+        isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)
+        for a, b in ((own.running_mean, theirs.running_mean), (own.running_var, theirs.running_var))
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Pass:
+    """One noisy image through a model: what each module with tensors saw and gave."""
+
+    order: list[nn.Module]
+    """As they ran; one that ran twice is there twice."""
+    inputs: dict[nn.Module, Tensor]
+    outputs: dict[nn.Module, Tensor]
+
+    @classmethod
+    def of(cls, model: Segmenter) -> "Pass":
+        """Run it."""
+        found = cls([], {}, {})
+        height, width = model.spec.image_size
+        image = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)).to(model.mean_3HW.device)
+        modules = [module for module in model.network.modules() if _tensors(module)]
+        training = model.training
+        with ExitStack() as hooks, torch.inference_mode():
+            for module in modules:
+                hooks.callback(module.register_forward_hook(found._record).remove)
+            hooks.enter_context(recorded(modules, found.inputs))
+            model.eval()(image)
+        model.train(training)
+        return found
+
+    def _record(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        self.order.append(module)
+        if isinstance(output, Tensor):
+            self.outputs[module] = output
+
+    def saw_once(self, module: nn.Module) -> bool:
+        """Whether the module ran, once."""
+        return Counter(self.order)[module] == 1 and module in self.inputs
+
+    def before(self, module: nn.Module) -> nn.Module | None:
+        """What ran before it."""
+        place = self.order.index(module) if module in self.order else 0
+        return self.order[place - 1] if place else None
+
+    def agrees(self, own: nn.Module, other: "Pass", theirs: nn.Module) -> bool:
+        """Whether a module here and its counterpart there saw and gave the same."""
+        return (
+            self.saw_once(own)
+            and other.saw_once(theirs)
+            and _close(self.inputs[own], other.inputs[theirs])
+            and _close(self.outputs.get(own), other.outputs.get(theirs))
+        )
+
+
+def _close(one: Tensor | None, other: Tensor | None) -> bool:
     return one is not None and other is not None and one.shape == other.shape and torch.allclose(one, other)
 
 
 @contextmanager
-def recorded(modules: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
+def recorded(
+    modules: Sequence[nn.Module], found: dict[nn.Module, Tensor] | None = None
+) -> Iterator[dict[nn.Module, Tensor]]:
     """Collect what modules see during a forward pass inside the block."""
-    found: dict[nn.Module, Tensor] = {}
+    found = {} if found is None else found
     with on_inputs((module, partial(found.__setitem__, module)) for module in modules):
         yield found
 

@@ -1,6 +1,7 @@
 """What a student is taught by: how far its logits are from the teacher's, image by image.
 
-A batch's loss is sum_i w_i KD_i / sum_i w_i (arXiv 2512.13175), with KD_i one of
+A batch's loss is sum_i w_i KD_i / sum_i w_i (arXiv 2512.13175), where the student inherits with a feature term beside
+each KD_i (distill.inheriting), and KD_i is one of
 
 - ``kl``: pixel-wise Kullback-Leibler divergence (Hinton et al., 2015, per pixel), T^2 mean_hw sum_k p_k log(p_k / q_k)
   with p = softmax(teacher / T), q = softmax(student / T) over the classes;

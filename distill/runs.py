@@ -20,6 +20,8 @@ from storage.files import publish, remove
 
 # What may change between the two halves of a run without changing the model it ends with.
 FREE_SETTINGS = {"resume", "overwrite", "out", "val", "eval_every", "checkpoint_every", "device", "root"}
+# What a run did that was begun before there was the setting, where that is not today's default.
+BEFORE = {"inherit": False, "features": 0.0}
 MADE_BY_A_RUN = ("checkpoint.pt", "metrics.json", "curves", "selection.parquet", "settings.json")
 
 
@@ -62,7 +64,7 @@ class RunFolder:
 
     def claim(self, settings: OptimisationSettings, about: Mapping[str, Any]) -> None:
         """Make the folder ready for a run with these settings; ``about`` is what else decides the model that it ends
-        with. A run that was begun before there was such a setting counts as having its default.
+        with. A run that was begun before there was such a setting counts as having its default, or what it then did.
 
         Raises:
             SettingsError: it holds a run and neither flag was given, or a run with other settings is to be resumed.
@@ -77,6 +79,7 @@ class RunFolder:
         if self.settings.exists():
             defaults = {field.name: field.default for field in dataclasses.fields(settings)}
             known = {name: value for name, value in defaults.items() if value is not dataclasses.MISSING}
+            known |= {name: value for name, value in BEFORE.items() if name in known}
             held = {**_deciding(known), **read_json(self.settings)}
             if held != wanted and not overwrite:
                 raise SettingsError(f"{self.path} was begun with {difference(held, wanted)}; --overwrite starts afresh")
@@ -102,12 +105,21 @@ class RunFolder:
             torch.save(state, partial)
 
     def load_checkpoint(self, model: Segmenter, optimizer: Optimizer) -> int:
-        """Restore the newest checkpoint; returns the number of steps done, 0 where there is none."""
+        """Restore the newest checkpoint; returns the number of steps done, 0 where there is none.
+
+        Raises:
+            SettingsError: it is of another network, as an earlier version of the program built it.
+        """
         if not self.checkpoint.exists():
             return 0
         state = torch.load(self.checkpoint, map_location=model.mean_3HW.device, weights_only=True)
-        model.network.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        try:
+            model.network.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise SettingsError(
+                f"{self.checkpoint} does not fit the network that is built today; --overwrite starts afresh"
+            ) from error
         return int(state["step"])
 
     def finish(self, model: Segmenter, metrics: Mapping[str, Any]) -> None:

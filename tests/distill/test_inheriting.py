@@ -1,6 +1,7 @@
 """What a student takes over from a teacher built like it."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from conftest import HEIGHT, WIDTH, tiny_model, tiny_spec
 from torch import nn
 
 from distill.distillation import distill
-from distill.inheriting import feature_distance, inherit, recorded
+from distill.inheriting import Inheritance, feature_distance, inherit, recorded
 from distill.settings import DistillSettings
 from pipeline.models import ModelSpec, Segmenter, build_model, load_model, save_model
 from pipeline.scoring import Scoring
@@ -64,18 +65,57 @@ def test_modules_of_other_shapes_are_the_students_own(stacked_teacher: Segmenter
     inherit(own, stacked_teacher)
     assert same(own.network.stem, stacked_teacher.network.stem)
     assert same(own.network.blocks[1], before.network.blocks[1])
-    assert not same(own.network.blocks[2], before.network.blocks[2])  # its BatchNorm alone has the teacher's shape
-    assert same(own.network.blocks[2][0], before.network.blocks[2][0])
+    # Its BatchNorm has the teacher's shape, but is fed by another convolution.
+    assert same(own.network.blocks[2], before.network.blocks[2])
+    assert same(own.network.head, stacked_teacher.network.head)
 
 
 def test_other_networks_inherit_nothing(stacked_teacher: Segmenter) -> None:
-    own = tiny_model(spec=tiny_spec())
-    before = {name: tensor.clone() for name, tensor in own.state_dict().items() if not name.startswith("network.head")}
-    inheritance = inherit(own, tiny_model(spec=spec(width=4)))
-    assert inheritance.compared == ()
-    after = own.state_dict()
-    changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
-    assert all(name.startswith("network.stem") for name in changed)
+    own = build_model(tiny_spec("tiny_models:small"))
+    before = {name: tensor.clone() for name, tensor in own.state_dict().items()}
+    inheritance = inherit(own, stacked_teacher)
+    assert inheritance == Inheritance()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in own.state_dict().items())
+    assert all(parameter.requires_grad for parameter in own.parameters())
+
+
+def test_modules_in_blocks_of_another_kind_are_not_the_same() -> None:
+    bottlenecks, basic = smp_model("Unet/resnet50"), smp_model("Unet/resnet34")
+    taken = basic.network.encoder.layer1[0].conv2  # both have a 3x3 convolution of 64 channels here
+    before = taken.weight.clone()
+    inherit(basic, bottlenecks)
+    assert torch.equal(taken.weight, before)
+    assert torch.equal(basic.network.encoder.conv1.weight, bottlenecks.network.encoder.conv1.weight)
+
+
+def test_what_sees_the_same_but_computes_otherwise_is_not_fixed() -> None:
+    dilated, strided = smp_model("DeepLabV3/resnet18"), smp_model("Unet/resnet18")
+    inherit(strided, dilated)
+    layer3 = strided.network.encoder.layer3[0]
+    assert not strided.network.encoder.layer2[0].conv1.weight.requires_grad
+    assert layer3.conv1.weight.requires_grad  # stride 2 here, dilation 2 there
+    assert layer3.downsample[0].weight.requires_grad
+
+
+def test_convolutions_that_pad_by_themselves_inherit_too() -> None:
+    teacher = smp_model("Unet/efficientnet-b0")
+    own = smp_model("Unet/efficientnet-b0", encoder_depth=4, decoder_channels=[128, 64, 32, 16])
+    inherit(own, teacher)
+    before_the_last_stage = [own.network.encoder._conv_stem, *own.network.encoder._blocks[:8]]
+    assert not any(parameter.requires_grad for module in before_the_last_stage for parameter in module.parameters())
+
+
+def smp_model(builder: str, **arguments: Any) -> Segmenter:
+    torch.manual_seed(1)
+    return build_model(
+        ModelSpec(
+            builder=f"smp:{builder}",
+            num_classes=3,
+            class_names=("sky", "road", "car"),
+            image_size=(64, 64),
+            arguments=arguments,
+        )
+    ).eval()
 
 
 def test_normalised_otherwise_nothing_sees_the_same(stacked_teacher: Segmenter) -> None:
@@ -88,6 +128,24 @@ def test_normalised_otherwise_nothing_sees_the_same(stacked_teacher: Segmenter) 
 def test_the_teacher_over_again_is_refused(stacked_teacher: Segmenter) -> None:
     with pytest.raises(ModelError, match="is the teacher over again and has nothing to learn"):
         inherit(student(), stacked_teacher)
+    with pytest.raises(ModelError, match="is the teacher over again"):  # though it has stages that never run
+        inherit(smp_model("PSPNet/resnet18"), smp_model("PSPNet/resnet18"))
+
+
+def test_a_student_that_goes_on_keeps_its_weights_and_what_it_shares(
+    settings: DistillSettings, stacked_teacher: Segmenter
+) -> None:
+    for _ in distill(settings):
+        pass
+    first = load_model("run/student.safetensors").network
+    goes_on = change(settings, student="run/student.safetensors", student_arguments="{}", out="on", features=5.0)
+    for _ in distill(goes_on):
+        pass
+    second = load_model("on/student.safetensors").network
+    assert same(second.stem, stacked_teacher.network.stem)
+    for before, after, theirs in zip(first.blocks, second.blocks, stacked_teacher.network.blocks[1:], strict=True):
+        assert torch.equal(after[1].running_mean, theirs[1].running_mean)
+        assert 0 < (after[0].weight - before[0].weight).norm() < (after[0].weight - theirs[0].weight).norm()
 
 
 def test_feature_distance_is_in_the_teachers_standard_deviations_image_by_image() -> None:
@@ -142,6 +200,43 @@ def test_a_run_keeps_what_is_fixed_and_the_teachers_statistics(
         assert torch.equal(mine[1].running_mean, theirs[1].running_mean)
         assert torch.equal(mine[1].running_var, theirs[1].running_var)
         assert not torch.equal(mine[0].weight, theirs[0].weight)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_an_inheriting_run_that_is_interrupted_and_resumed_ends_with_the_same_student(
+    precision: Any, settings: DistillSettings
+) -> None:
+    settings = change(settings, steps=12, checkpoint_every=5, precision=precision)
+    for _ in distill(change(settings, out="whole")):
+        pass
+    steps = distill(change(settings, out="halved"))
+    for step in steps:
+        if step.done == 8:
+            break
+    steps.close()  # type: ignore[attr-defined]
+    for _ in distill(change(settings, out="halved", resume=True)):
+        pass
+    whole, halved = (Path(out, "student.safetensors").read_bytes() for out in ("whole", "halved"))
+    assert whole == halved
+
+
+def test_a_run_begun_before_there_was_inheritance_is_not_resumed_with_it(settings: DistillSettings) -> None:
+    settings = change(settings, steps=12, checkpoint_every=5)
+    steps = distill(change(settings, inherit=False, features=0.0))
+    for step in steps:
+        if step.done == 6:
+            break
+    steps.close()  # type: ignore[attr-defined]
+    held = json.loads(Path("run/settings.json").read_text())
+    Path("run/settings.json").write_text(
+        json.dumps({k: v for k, v in held.items() if k not in ("inherit", "features")})
+    )
+    with pytest.raises(SettingsError, match=r"inherit=False \(now True\)"):
+        for _ in distill(change(settings, resume=True)):
+            pass
+    for _ in distill(change(settings, inherit=False, features=0.0, resume=True)):
+        pass
+    assert Path("run/student.safetensors").exists()
 
 
 def features_apart(path: str, teacher: Segmenter, images: torch.Tensor) -> float:
