@@ -16,6 +16,10 @@ from pipeline.world.settings import WorldSettings
 
 ROOT = Path(__file__).parents[1]
 PIPELINES = [ROOT / "dvc.yaml", *sorted(ROOT.glob("recipes/*/dvc.yaml"))]
+STAGE_ONE = {"pipeline", "storage"}
+NEEDED = {f"dfss-{name}": STAGE_ONE for name in ("score", "select", "synthesize")} | {
+    f"dfss-{name}": {"distill", *STAGE_ONE} for name in ("train", "distill", "eval")
+}
 SETTINGS: dict[str, Any] = {
     "world": WorldSettings,
     "train": TrainSettings,
@@ -34,9 +38,13 @@ def stages(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def commands(path: Path) -> Iterator[list[str]]:
     for _, stage in stages(path):
-        for command in stage["cmd"].split("&&"):
-            words = shlex.split(command)
-            yield words[words.index("--") + 1 :] if "--" in words else words
+        yield from commands_of(stage)
+
+
+def commands_of(stage: dict[str, Any]) -> Iterator[list[str]]:
+    for command in stage["cmd"].split("&&"):
+        words = shlex.split(command)
+        yield words[words.index("--") + 1 :] if "--" in words else words
 
 
 def options_of(settings: Any) -> set[str]:
@@ -49,8 +57,7 @@ def test_every_option_of_every_stage_exists(path: Path) -> None:
     for command, *arguments in commands(path):
         if not command.startswith("dfss-"):
             continue
-        given = {argument for argument in arguments if argument.startswith("--")}
-        assert given <= options_of(SETTINGS[command.removeprefix("dfss-")])
+        check_options(shlex.join(arguments), SETTINGS[command.removeprefix("dfss-")])
         seen += 1
     assert seen >= 6
 
@@ -101,6 +108,9 @@ def test_nothing_after_the_teacher_reads_the_private_images_but_the_references(p
 
 @pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.parent.name)
 def test_code_is_a_dependency_wherever_it_runs(path: Path) -> None:
+    seen = 0
     for name, stage in stages(path):
-        if stage["cmd"].startswith("dfss-") and "world" not in stage["cmd"].split()[0]:
-            assert {"pipeline", "storage"} <= {Path(dep).name for dep in stage["deps"]}, name
+        needed = {needed for command in commands_of(stage) for needed in NEEDED.get(command[0], set())}
+        assert needed <= {Path(dep).name for dep in stage["deps"]}, name
+        seen += bool(needed)
+    assert seen >= 6

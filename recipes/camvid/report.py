@@ -23,12 +23,15 @@ from safetensors import safe_open
 
 from distill.labelled import open_labelled
 from pipeline.models import load_model
+from storage.scores import SCORED, open_complete
 from storage.selection import read_selection
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 SHOWN = ("plain-random", "random", "dfss", "original")
+PLAIN = ("paper", "no-inheritance")  # arms whose students begin from scratch
+COSTED = ("dfss", "refined", "synthesis")
 DRAWN = ("dfss", "random", "refined", "synthesis", "original", "labels", "paper", "plain-random", "plain-original")
 
 
@@ -46,6 +49,7 @@ def main() -> None:
     teacher = read_run(options.teacher) | {"arm": "teacher"}
     options.json.write_text(json.dumps([teacher, *runs], indent=1) + "\n")
     text = table(runs)
+    text += f"\n{cost_table(runs)}"
     options.table.write_text(text)
     print(f"teacher {teacher['miou']:.3f}")
     print(text)
@@ -58,13 +62,22 @@ def read_runs(folder: Path, synthesized: Path) -> list[dict[str, Any]]:
     runs = []
     for metrics in sorted(folder.glob("*/*/metrics.json")):
         run = read_run(metrics.parent)
-        images = Path(run["settings"].get("selection") or "").parent.name
-        if (cost := synthesized / images / "cost.json").exists():
-            run["cost"] = json.loads(cost.read_text())
+        if run["settings"].get("selection"):
+            run["cost"] = cost_of(run["settings"], synthesized)
         runs.append({"arm": metrics.parent.parent.name} | run)
     if not runs:
         raise SystemExit(f"no finished run in {folder}")
+    teachers = {run["settings"]["teacher"] for run in runs if "teacher" in run["settings"]}
+    if len(teachers) > 1:
+        raise SystemExit(f"{folder} holds students of {len(teachers)} teachers; delete the runs of the other scale")
     return runs
+
+
+def cost_of(settings: dict[str, Any], synthesized: Path) -> dict[str, Any]:
+    """What the images took: scoring the pile, and for made ones the making."""
+    forwards = int((open_complete(Path(settings["shards"])).status() == SCORED).sum())
+    made = synthesized / Path(settings["selection"]).parent.name / "cost.json"
+    return json.loads(made.read_text()) if made.exists() else {"teacher_forwards": forwards, "teacher_backwards": 0}
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -97,8 +110,7 @@ def table(runs: list[dict[str, Any]]) -> str:
     means = frame.groupby("arm")["miou"].mean()
     for arm in means.sort_values(ascending=False).index:
         own = frame[frame["arm"] == arm].sort_values("seed")
-        prefix = next((p for p in ("half-", "mobile-", "long-", "plain-") if arm.startswith(p)), "")
-        random, original = (means.get(f"{prefix}{name}", float("nan")) for name in ("random", "original"))
+        random, original = (means.get(f"{like(arm)}{name}", float("nan")) for name in ("random", "original"))
         cells = [
             arm,
             "" if own["images"].isna().any() else f"{own['images'].iloc[0]:.0f}",
@@ -108,6 +120,24 @@ def table(runs: list[dict[str, Any]]) -> str:
             "" if np.isnan(original) else f"{100 * means[arm] / original:.0f} %",
         ]
         lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def like(arm: str) -> str:
+    """The prefix of the arms that train the same student in the same way, on other images."""
+    if arm in PLAIN:
+        return "plain-"
+    return next((prefix for prefix in ("half-", "mobile-", "long-", "plain-") if arm.startswith(prefix)), "")
+
+
+def cost_table(runs: list[dict[str, Any]]) -> str:
+    """Markdown: what an arm's images took to find or to make, in images through the teacher."""
+    lines = ["| arm | teacher forwards | teacher backwards |", "|---|---|---|"]
+    for run in runs:
+        if run["seed"] == 0 and run["arm"] in COSTED and "cost" in run:
+            lines.append(
+                f"| {run['arm']} | {run['cost']['teacher_forwards']:,} | {run['cost']['teacher_backwards']:,} |"
+            )
     return "\n".join(lines) + "\n"
 
 

@@ -10,21 +10,23 @@ from pathlib import Path
 
 import pandas as pd
 
+from pipeline.selecting import image_count
+
 
 def main() -> None:
     """Count and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--manifest", type=Path, required=True)
-    parser.add_argument("--budget", type=float, required=True, help="share of the order that is taken")
+    parser.add_argument("--budget", required=True, help="how much of each order is taken, as dfss-select takes it")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("selections", type=Path, nargs="+")
     options = parser.parse_args()
     manifest = pd.read_csv(options.manifest)
     columns = {"wild": manifest}
-    known = manifest.set_index("key")
+    known = manifest.set_index("key", verify_integrity=True)
     for path in options.selections:
         orders = [pd.read_parquet(order)["key"] for order in sorted(path.glob("*.parquet"))]
-        chosen = pd.concat([order.iloc[: round(options.budget * len(order))] for order in orders])
+        chosen = pd.concat([order.iloc[: image_count(options.budget, len(order))] for order in orders])
         if unknown := sorted(set(chosen) - set(known.index)):
             raise SystemExit(f"{path}: {len(unknown)} of its images are not in the manifest, {unknown[0]} among them")
         columns[path.name] = known.loc[chosen]
