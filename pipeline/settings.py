@@ -106,7 +106,7 @@ class SynthesisSettings:
 
     teacher: Annotated[str, "Model file, or official weights such as torchvision:deeplabv3_resnet50@DEFAULT"]
     out: Annotated[str, "Folder of images to make"] = "synthetic"
-    count: Annotated[int, "How many images"] = 256
+    count: Annotated[int | None, "How many images [default: all of --selection; 256 from noise]"] = None
     steps: Annotated[int, "Optimiser steps on each batch"] = 100
     batch_size: Annotated[int, "Images whose statistics are matched together"] = 32
     lr: Annotated[float, "Learning rate of Adam, in standard deviations of a pixel"] = 0.05
@@ -121,7 +121,8 @@ class SynthesisSettings:
 
     def __post_init__(self) -> None:
         for name in ("count", "steps", "batch_size"):
-            _at_least_one(name, getattr(self, name))
+            if getattr(self, name) is not None:
+                _at_least_one(name, getattr(self, name))
         for name in ("lr", "tv", "l2", "seed"):
             if getattr(self, name) < 0:
                 raise SettingsError(f"{name} is {getattr(self, name)}; it cannot be negative")

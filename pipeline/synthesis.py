@@ -43,6 +43,7 @@ from storage.scores import open_complete
 from storage.selection import read_selection
 
 SHIFT = 8
+FROM_NOISE = 256
 COST_FILE = "cost.json"
 IMAGE_NAME = re.compile(r"\d{6,}\.png")
 
@@ -56,6 +57,11 @@ class Synthesis:
     layers: list[BatchNormLayer]
     photographs: "Photographs | None"
     """What to begin from; None for noise."""
+
+    @property
+    def count(self) -> int:
+        """How many images are made."""
+        return len(self.photographs.rows) if self.photographs else self.settings.count or FROM_NOISE
 
     @classmethod
     def prepare(cls, settings: SynthesisSettings) -> "Synthesis":
@@ -76,7 +82,7 @@ class Synthesis:
         settings, out = self.settings, Path(self.settings.out).resolve()
         start, done = time.perf_counter(), 0
         # Batches of equal size: the statistics of a few images are no match for those of a data set.
-        batches = np.array_split(np.arange(settings.count), math.ceil(settings.count / settings.batch_size))
+        batches = np.array_split(np.arange(self.count), math.ceil(self.count / settings.batch_size))
         with publish(out) as partial_folder:
             partial_folder.mkdir(parents=True)
             for places in batches:
@@ -89,9 +95,9 @@ class Synthesis:
                     yield Step(done=done, total=len(batches) * settings.steps, note=f"loss {loss:.3f}")
                 self._write(images.detach(), places, partial_folder)
             cost = {
-                "images": settings.count,
-                "teacher_forwards": settings.count * settings.steps,
-                "teacher_backwards": settings.count * settings.steps,
+                "images": self.count,
+                "teacher_forwards": self.count * settings.steps,
+                "teacher_backwards": self.count * settings.steps,
                 "seconds": round(time.perf_counter() - start, 1),
             }
             (partial_folder / COST_FILE).write_text(json.dumps(cost, indent=2) + "\n")
@@ -154,14 +160,15 @@ class Photographs:
         selection = read_selection(Path(settings.selection or ""))
         store = open_complete(Path(settings.shards))
         check_selection(store, selection)
-        if len(selection) < settings.count:
+        count = settings.count or len(selection)
+        if len(selection) < count:
             raise SettingsError(
                 f"{settings.selection} has {len(selection)} images; give --count {len(selection)} or less"
             )
         return cls(
             corpus=moved(Corpus(**store.attributes["corpus"]), settings.root),
             manifest=store.manifest(),
-            rows=selection.table["row"].to_numpy(dtype=np.int64)[: settings.count],
+            rows=selection.table["row"].to_numpy(dtype=np.int64)[:count],
         )
 
     def read(self, places: NDArray[np.int64], decoder: Decoder) -> NDArray[np.uint8]:

@@ -62,7 +62,7 @@ def read_runs(folder: Path, synthesized: Path) -> list[dict[str, Any]]:
     runs = []
     for metrics in sorted(folder.glob("*/*/metrics.json")):
         run = read_run(metrics.parent)
-        if run["settings"].get("selection"):
+        if "shards" in run["settings"]:
             run["cost"] = cost_of(run["settings"], synthesized)
         runs.append({"arm": metrics.parent.parent.name} | run)
     if not runs:
@@ -76,7 +76,7 @@ def read_runs(folder: Path, synthesized: Path) -> list[dict[str, Any]]:
 def cost_of(settings: dict[str, Any], synthesized: Path) -> dict[str, Any]:
     """What the images took: scoring the pile, and for made ones the making."""
     forwards = int((open_complete(Path(settings["shards"])).status() == SCORED).sum())
-    made = synthesized / Path(settings["selection"]).parent.name / "cost.json"
+    made = synthesized / Path(settings["shards"]).stem / "cost.json"
     return json.loads(made.read_text()) if made.exists() else {"teacher_forwards": forwards, "teacher_backwards": 0}
 
 

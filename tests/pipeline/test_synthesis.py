@@ -1,5 +1,6 @@
 """Images made by optimisation to the teacher's statistics."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -99,6 +100,9 @@ def test_they_may_begin_as_selected_photographs(image_folder: Path, teacher_file
     settings = SynthesisSettings(teacher=str(teacher_file), out="more", count=6, selection="selection.parquet")
     with pytest.raises(SettingsError, match="has 5 images; give --count 5 or less"):
         Synthesis.prepare(settings)
+    whole = Synthesis.prepare(dataclasses.replace(settings, count=None))
+    assert whole.count == 5
+    assert Synthesis.prepare(dataclasses.replace(settings, count=None, selection=None)).count == 256
 
 
 def test_a_layers_term_is_the_distance_of_its_batch_statistics() -> None:
