@@ -52,14 +52,15 @@ def inherit(student: Segmenter, teacher: Segmenter, *, copy: bool = True) -> Inh
         ModelError: the student is the teacher over again, so that nothing is left to learn.
     """
     pairs = _matches(student.network, teacher.network)
-    own_pass, their_pass = Pass.of(student), Pass.of(teacher)
+    size = teacher.spec.image_size
+    own_pass, their_pass = Pass.of(student, size), Pass.of(teacher, size)
     pairs = [
         pair for pair in pairs if not isinstance(pair[0], BatchNorm) or _fed_alike(pair, pairs, own_pass, their_pass)
     ]
     if copy:
         for own, theirs in pairs:
             _copy(own, theirs)
-        own_pass = Pass.of(student)
+        own_pass = Pass.of(student, size)
     fixed = [own for own, theirs in pairs if own_pass.agrees(own, their_pass, theirs)]
     for module in fixed:
         for parameter in module.parameters(recurse=False):
@@ -77,7 +78,18 @@ def inherit(student: Segmenter, teacher: Segmenter, *, copy: bool = True) -> Inh
         if own_pass.inputs[own].shape == their_pass.inputs[theirs].shape and _same_statistics(own, theirs)
     ]
     logger.info("%d of the student's modules begin as the teacher's, %d of them stay so", len(pairs), len(fixed))
-    return Inheritance(resting=(*fixed, *(own for own, _ in compared)), compared=tuple(compared))
+    resting = [*_with_wholes(student.network, fixed), *(own for own, _ in compared)]
+    return Inheritance(resting=tuple(resting), compared=tuple(compared))
+
+
+def _with_wholes(network: nn.Module, fixed: Sequence[nn.Module]) -> list[nn.Module]:
+    """The fixed modules, and those that consist of nothing else: a block may drop parts of itself while it trains."""
+    wholes = []
+    for module in network.modules():
+        parts = [part for part in module.modules() if _tensors(part)]
+        if parts and all(part in fixed for part in parts):
+            wholes.append(module)
+    return wholes
 
 
 def _matches(student: nn.Module, teacher: nn.Module) -> list[Pair]:
@@ -149,25 +161,25 @@ class Pass:
     outputs: dict[nn.Module, Tensor]
 
     @classmethod
-    def of(cls, model: Segmenter) -> "Pass":
-        """Run it."""
+    def of(cls, model: Segmenter, size: tuple[int, int]) -> "Pass":
+        """Run an image of ``size`` = (height, width)."""
         found = cls([], {}, {})
-        height, width = model.spec.image_size
+        height, width = size
         image = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)).to(model.mean_3HW.device)
         modules = [module for module in model.network.modules() if _tensors(module)]
         training = model.training
         with ExitStack() as hooks, torch.inference_mode():
             for module in modules:
-                hooks.callback(module.register_forward_hook(found._record).remove)
-            hooks.enter_context(recorded(modules, found.inputs))
+                hooks.callback(module.register_forward_hook(found._record, with_kwargs=True).remove)
             model.eval()(image)
         model.train(training)
         return found
 
-    def _record(self, module: nn.Module, inputs: Any, output: Any) -> None:
+    def _record(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
         self.order.append(module)
-        if isinstance(output, Tensor):
-            self.outputs[module] = output
+        for kept, value in ((self.inputs, next(iter([*inputs, *named.values()]), None)), (self.outputs, output)):
+            if isinstance(value, Tensor):
+                kept[module] = value
 
     def saw_once(self, module: nn.Module) -> bool:
         """Whether the module ran, once."""
@@ -183,7 +195,7 @@ class Pass:
         return (
             self.saw_once(own)
             and other.saw_once(theirs)
-            and _close(self.inputs[own], other.inputs[theirs])
+            and _close(self.inputs.get(own), other.inputs.get(theirs))
             and _close(self.outputs.get(own), other.outputs.get(theirs))
         )
 
@@ -193,11 +205,9 @@ def _close(one: Tensor | None, other: Tensor | None) -> bool:
 
 
 @contextmanager
-def recorded(
-    modules: Sequence[nn.Module], found: dict[nn.Module, Tensor] | None = None
-) -> Iterator[dict[nn.Module, Tensor]]:
+def recorded(modules: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
     """Collect what modules see during a forward pass inside the block."""
-    found = {} if found is None else found
+    found: dict[nn.Module, Tensor] = {}
     with on_inputs((module, partial(found.__setitem__, module)) for module in modules):
         yield found
 

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -108,17 +109,17 @@ class RunFolder:
         """Restore the newest checkpoint; returns the number of steps done, 0 where there is none.
 
         Raises:
-            SettingsError: it is of another network, as an earlier version of the program built it.
+            SettingsError: it is damaged, or of a network as an earlier version of the program built it.
         """
         if not self.checkpoint.exists():
             return 0
-        state = torch.load(self.checkpoint, map_location=model.mean_3HW.device, weights_only=True)
         try:
+            state = torch.load(self.checkpoint, map_location=model.mean_3HW.device, weights_only=True)
             model.network.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, KeyError, TypeError, EOFError, UnpicklingError) as error:
             raise SettingsError(
-                f"{self.checkpoint} does not fit the network that is built today; --overwrite starts afresh"
+                f"{self.checkpoint} is damaged, or of a network that is built otherwise now; --overwrite starts afresh"
             ) from error
         return int(state["step"])
 

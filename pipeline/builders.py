@@ -80,6 +80,10 @@ def _from_smp(name: str, num_classes: int, arguments: Mapping[str, Any], pretrai
 class Unused(nn.Identity):
     """Stands where a part was that no logit depends on."""
 
+    def forward(self, input: Tensor, *_: Any) -> Tensor:
+        """What came, whatever came with it."""
+        return input
+
 
 def without_unused(network: nn.Module) -> nn.Module:
     """The network without what its logits do not depend on: smp keeps the encoder's stages beyond ``encoder_depth``,

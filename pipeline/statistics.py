@@ -114,7 +114,7 @@ def on_inputs(acts: Iterable[tuple[nn.Module, Callable[[Tensor], None]]]) -> Ite
 
 
 def _call(act: Callable[[Tensor], None], _: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
-    act(inputs[0] if inputs else named["input"])
+    act(inputs[0] if inputs else next(iter(named.values())))
 
 
 def _normalisation(network: nn.Module) -> str:

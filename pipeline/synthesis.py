@@ -95,6 +95,7 @@ class Synthesis:
                     yield Step(done=done, total=len(batches) * settings.steps, note=f"loss {loss:.3f}")
                 self._write(images.detach(), places, partial_folder)
             cost = {
+                "begun_from": settings.shards if self.photographs else None,
                 "images": self.count,
                 "teacher_forwards": self.count * settings.steps,
                 "teacher_backwards": self.count * settings.steps,

@@ -33,7 +33,7 @@ SETTINGS: dict[str, Any] = {
 
 def stages(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for name, stage in yaml.safe_load(path.read_text())["stages"].items():
-        yield name, stage.get("do", stage)
+        yield name, {**stage.get("do", stage), "items": stage.get("foreach", stage.get("matrix"))}
 
 
 def commands(path: Path) -> Iterator[list[str]]:
@@ -104,6 +104,14 @@ def test_nothing_after_the_teacher_reads_the_private_images_but_the_references(p
     for name, stage in stages(path):
         if name not in allowed and not name.startswith("reference-"):
             assert not [dep for dep in [*stage.get("deps", []), stage["cmd"]] if private.search(dep)], name
+            assert not re.search("private|original", str(stage["items"])), name
+
+
+def test_no_arm_but_the_references_has_to_do_with_the_private_images() -> None:
+    folder = ROOT / "recipes" / "camvid"
+    arms = yaml.safe_load((folder / "arms.yaml").read_text())
+    students = [yaml.safe_load((folder / name).read_text())["students"] for name in ("params.yaml", "full.yaml")]
+    assert not re.search("original|camvid|manifest|label", str([arms, students]))
 
 
 @pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.parent.name)

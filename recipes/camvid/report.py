@@ -30,7 +30,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 SHOWN = ("plain-random", "random", "dfss", "original")
-PLAIN = ("paper", "no-inheritance")  # arms whose students begin from scratch
+PLAIN = ("paper", "no-inheritance", "labels")  # arms whose students begin from scratch
 COSTED = ("dfss", "refined", "synthesis")
 DRAWN = ("dfss", "random", "refined", "synthesis", "original", "labels", "paper", "plain-random", "plain-original")
 
@@ -74,10 +74,13 @@ def read_runs(folder: Path, synthesized: Path) -> list[dict[str, Any]]:
 
 
 def cost_of(settings: dict[str, Any], synthesized: Path) -> dict[str, Any]:
-    """What the images took: scoring the pile, and for made ones the making."""
-    forwards = int((open_complete(Path(settings["shards"])).status() == SCORED).sum())
+    """What the images took: the making of those that were made, and the scoring of the pile that they come from."""
     made = synthesized / Path(settings["shards"]).stem / "cost.json"
-    return json.loads(made.read_text()) if made.exists() else {"teacher_forwards": forwards, "teacher_backwards": 0}
+    cost = json.loads(made.read_text()) if made.exists() else {"teacher_forwards": 0, "teacher_backwards": 0}
+    pile = Path(settings["shards"]) if not made.exists() else cost.get("begun_from")
+    if pile:
+        cost["teacher_forwards"] += int((open_complete(Path(pile)).status() == SCORED).sum())
+    return cost
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -127,7 +130,7 @@ def like(arm: str) -> str:
     """The prefix of the arms that train the same student in the same way, on other images."""
     if arm in PLAIN:
         return "plain-"
-    return next((prefix for prefix in ("half-", "mobile-", "long-", "plain-") if arm.startswith(prefix)), "")
+    return next((prefix for prefix in ("half-", "mobile-", "plain-") if arm.startswith(prefix)), "")
 
 
 def cost_table(runs: list[dict[str, Any]]) -> str:

@@ -156,7 +156,7 @@ def test_a_student_goes_on_from_a_model_file_of_the_same_classes_only(store: Sco
     save_model(tiny_model(spec=tiny_spec(classes=("a", "b"))), Path("two.safetensors"))
     with pytest.raises(ModelError, match="2 classes, the teacher 3"):
         run(distill(settings(student="two.safetensors")))
-    run(distill(settings(student="teacher.safetensors", steps=2)))
+    run(distill(settings(student="teacher.safetensors", inherit=False, steps=2)))
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_the_student_changes_and_the_teacher_does_not(store: ScoreStore, monkeyp
 
     monkeypatch.setattr(Distillation, "__init__", remember)
     before = load_model("teacher.safetensors").network.state_dict()
-    run(distill(settings(steps=3, lr=0.1, student="teacher.safetensors")))
+    run(distill(settings(steps=3, lr=0.1, student="teacher.safetensors", inherit=False)))
     taught = load_model("run/student.safetensors").network.state_dict()
     assert all(torch.equal(before[name], tensor) for name, tensor in made[0].teacher.network.state_dict().items())
     assert not torch.equal(before["stem.0.weight"], taught["stem.0.weight"])

@@ -198,12 +198,7 @@ def test_stages_beyond_the_encoders_depth_are_left_out(encoder: str) -> None:
     image = torch.rand(1, 3, 64, 96)
     with torch.no_grad():
         assert torch.equal(whole(image), lean(image))
-    if encoder.startswith("efficientnet"):  # calls its blocks in a way of its own
-        assert count(lean) == count(whole)
-        return
     assert count(lean) < 0.25 * count(whole)
-    lean(image).sum().backward()
-    assert all(parameter.grad is not None for parameter in lean.parameters())
 
 
 def test_weights_that_still_hold_those_stages_can_be_loaded() -> None:
