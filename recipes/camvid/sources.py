@@ -23,7 +23,9 @@ def main() -> None:
     options = parser.parse_args()
     manifest = pd.read_csv(options.manifest)
     columns = {"wild": manifest}
-    known = manifest.set_index("key", verify_integrity=True)
+    known = manifest.set_index("key")
+    if not known.index.is_unique:
+        raise SystemExit(f"{options.manifest} names an image twice")
     for path in options.selections:
         orders = [pd.read_parquet(order)["key"] for order in sorted(path.glob("*.parquet"))]
         chosen = pd.concat([order.iloc[: image_count(options.budget, len(order))] for order in orders])
