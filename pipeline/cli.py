@@ -65,9 +65,10 @@ def _import(settings: ImportSettings) -> None:
 def _synthesize(settings: SynthesisSettings) -> None:
     from pipeline.synthesis import COST_FILE, Synthesis
 
-    for _ in track(Synthesis.prepare(settings).run(), title="synthesizing", unit="steps"):
+    synthesis = Synthesis.prepare(settings)
+    for _ in track(synthesis.run(), title="synthesizing", unit="steps"):
         pass
-    say(f"{settings.out}: {settings.count} images; what they cost is in {settings.out}/{COST_FILE}")
+    say(f"{settings.out}: {synthesis.count} images; what they cost is in {settings.out}/{COST_FILE}")
 
 
 def _make_world(settings: WorldSettings) -> None:

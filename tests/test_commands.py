@@ -60,12 +60,16 @@ def test_the_whole_chain_runs_on_defaults(
                          "--image-size", f"{HEIGHT}x{WIDTH}", "--out", "teacher.safetensors"]),
         ("dfss-score", ["--corpus", "images", "--teacher", "teacher.safetensors"]),
         ("dfss-select", ["--shards", "scores.zarr", "--budget", "12"]),
+        ("dfss-synthesize", ["--teacher", "teacher.safetensors", "--selection", "selection.parquet", "--steps", 2]),
         ("dfss-distill", ["--shards", "scores.zarr", "--student", "tiny_models:small", "--steps", 4]),
         ("dfss-eval", ["--model", "runs/student/student.safetensors", "--data", "labelled", "--json", "e.json"]),
     ]  # fmt: skip
+    printed = {}
     for command, arguments in steps:
         result = run_command(command, *arguments)
         assert result.returncode == 0, result.stderr
+        printed[command] = result.stdout
+    assert "synthetic: 12 images" in printed["dfss-synthesize"]
     assert len(pd.read_parquet("selection.parquet")) == 12
     assert json.loads(Path("e.json").read_text())["images"] == 6
     assert "mIoU" in result.stdout
@@ -127,6 +131,8 @@ def test_the_catalogue_is_listed_without_further_arguments(run_command: Run) -> 
         ("dfss-distill --val labelled --teacher two.safetensors", "not the teacher"),
         ("dfss-eval --model two.safetensors --data labelled", "two.safetensors has 2 classes, labelled has 3"),
         ("dfss-eval --model teacher.safetensors --data images", "no folder images/images"),
+        ("dfss-distill --shards scores.zarr --student teacher.safetensors", "is the teacher over again"),
+        ("dfss-distill --shards scores.zarr --features -1", "features is -1.0; it cannot be negative"),
         ("dfss-synthesize --teacher plain.safetensors", "no BatchNorm"),
         ("dfss-synthesize --teacher teacher.safetensors --out images", "images is there already"),
         ("dfss-synthesize --teacher teacher.safetensors --out labelled --overwrite", "so it is not replaced"),
