@@ -74,7 +74,7 @@ def test_every_arm_of_the_experiment_names_options_scores_and_images_that_exist(
     for group, settings in known.items():
         for arm in arms[group].values():
             check_options(arm["options"], settings)
-    for arm in [*arms["arms"].values(), *params["students"].values()]:
+    for arm in [*arms["arms"].values(), *params["arms"].values()]:
         assert arm["scores"] in stores
         assert arm["selection"] in orders
         check_options(arm["options"], DistillSettings)
@@ -110,7 +110,7 @@ def test_nothing_after_the_teacher_reads_the_private_images_but_the_references(p
 def test_no_arm_but_the_references_has_to_do_with_the_private_images() -> None:
     folder = ROOT / "recipes" / "camvid"
     arms = yaml.safe_load((folder / "arms.yaml").read_text())
-    students = [yaml.safe_load((folder / name).read_text())["students"] for name in ("params.yaml", "full.yaml")]
+    students = [yaml.safe_load((folder / name).read_text())["arms"] for name in ("params.yaml", "full.yaml")]
     assert not re.search("original|camvid|manifest|label", str([arms, students]))
 
 

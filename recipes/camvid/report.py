@@ -4,8 +4,8 @@
 --table table.md --curves curves.png --predictions predictions.png`` reads every ``runs/ARM/SEED``.
 
 The JSON is a list of runs: ``arm``, ``seed``, ``steps``, ``miou`` (of the last step, on the labels of CamVid val),
-``pixel_accuracy``, ``iou`` by class, ``images`` that it learnt from, ``weights`` of the model, the ``cost`` of making
-the images where they were made, and the run's ``settings``.
+``pixel_accuracy``, ``iou`` by class, ``images`` that it learnt from, ``weights`` of the model, the ``cost`` of finding
+or making the images, and the run's ``settings``.
 """
 
 import argparse
