@@ -96,15 +96,34 @@ def make_scorer(settings: ScoreSettings) -> Scorer:
         raise SettingsError(
             "--decoder nvjpeg needs a torchvision that decodes images; use an older one, or --decoder cpu"
         )
-    teacher = load_model(settings.teacher).to(device)
-    layers = choose_layers(find_layers(teacher), settings.layers)
-    return Scorer(
-        teacher=teacher,
-        layers=layers,
+    return scorer_for(
+        load_model(settings.teacher).to(device),
+        layers=settings.layers,
         kind=settings.distance,
-        embedder=Embedder.create(layers[-1].channels, settings.embedding_size, device),
+        embedding_size=settings.embedding_size,
         entropy=settings.entropy,
         precision=settings.precision,
+    )
+
+
+def scorer_for(
+    teacher: Segmenter,
+    *,
+    layers: str,
+    kind: DistanceKind,
+    embedding_size: int,
+    entropy: bool = False,
+    precision: str = "float32",
+) -> Scorer:
+    """A scorer for a teacher that is loaded already. Raises ModelError where it lacks BatchNorm or a layer."""
+    chosen = choose_layers(find_layers(teacher), layers)
+    return Scorer(
+        teacher=teacher,
+        layers=chosen,
+        kind=kind,
+        embedder=Embedder.create(chosen[-1].channels, embedding_size, teacher.mean_3HW.device),
+        entropy=entropy,
+        precision=precision,
     )
 
 

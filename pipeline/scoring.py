@@ -8,7 +8,6 @@ Shapes: N images of a batch, S rows of a work unit, L monitored layers, D embedd
 """
 
 import dataclasses
-import hashlib
 import os
 import time
 from collections import deque
@@ -21,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import decoding, distances, embedding, gpu_decoding, models, scorer, statistics
 from pipeline.corpora import Corpus, ImageReader, list_images, resolve_corpus
 from pipeline.decoding import Decoder
 from pipeline.devices import stack_pinned
@@ -30,7 +28,6 @@ from pipeline.loading import ImageBatch, load_batches, split
 from pipeline.models import fingerprint
 from pipeline.scorer import BatchScores, make_scorer
 from pipeline.settings import ScoreSettings
-from storage import index
 from storage.errors import StoreError
 from storage.index import build_index
 from storage.manifest import Manifest
@@ -39,6 +36,7 @@ from storage.scores import (
     REJECTED,
     SCHEMA_VERSION,
     SCORED,
+    SCORING_VERSION,
     UNREADABLE,
     Attributes,
     ScoreStore,
@@ -51,11 +49,6 @@ from storage.scores import (
     sweep,
 )
 
-DECIDING_MODULES = sorted(
-    module.__file__
-    for module in (decoding, distances, embedding, gpu_decoding, index, models, scorer, statistics)
-    if module.__file__
-)
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
@@ -123,7 +116,7 @@ class Scoring:
         size = min(self.settings.embedding_size, layers[-1].channels)
         return {
             "schema_version": SCHEMA_VERSION,
-            "code": code_fingerprint(),
+            "scoring_version": SCORING_VERSION,
             "teacher": fingerprint(teacher),
             "layers": [layer.name for layer in layers],
             "distance": self.settings.distance,
@@ -280,14 +273,6 @@ class _Writer:
     def _write(self, rows: range, scores: ShardScores) -> None:
         with self._timing.measure("writing"):
             self._store.write_unit(rows, scores)
-
-
-def code_fingerprint() -> str:
-    """Sha256 over the modules that decide what a score is: after a change in them, a store is not continued."""
-    digest = hashlib.sha256()
-    for module in DECIDING_MODULES:
-        digest.update(Path(module).read_bytes())
-    return digest.hexdigest()
 
 
 class UnitScores:

@@ -23,6 +23,9 @@ from storage.files import publish, remove
 from storage.manifest import Manifest
 
 SCHEMA_VERSION = 1
+SCORING_VERSION = 1
+"""What a score means: decoding, layers, distances, embedding, cells. Raise it when the golden test of the scores moves
+(tests/pipeline/test_golden.py): stores of another version are then not continued."""
 PENDING, SCORED, UNREADABLE, REJECTED = range(4)
 INNER_CHUNK = 256
 

@@ -22,7 +22,7 @@ from pipeline.models import save_model
 from pipeline.scoring import Scoring
 from pipeline.settings import ScoreSettings
 from storage.errors import CorpusError, ModelError, SettingsError, StoreError
-from storage.scores import REJECTED, SCORED, UNREADABLE, exclusive, open_complete, open_store
+from storage.scores import REJECTED, SCORED, SCORING_VERSION, UNREADABLE, exclusive, open_complete, open_store
 
 
 def settings(corpus: Path, teacher: Path, **changes: Any) -> ScoreSettings:
@@ -257,13 +257,17 @@ def test_a_write_that_fails_at_any_moment_costs_nothing(
     assert tree(tmp_path / "scores.zarr") == tree(tmp_path / "whole.zarr")
 
 
-def test_a_change_of_the_code_that_scores_is_another_setting(
-    image_folder: Path, teacher_file: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_store_of_another_scoring_version_is_not_continued_but_can_be_read_and_replaced(
+    image_folder: Path, teacher_file: Path
 ) -> None:
-    score(settings(image_folder, teacher_file))
-    monkeypatch.setattr("pipeline.scoring.code_fingerprint", lambda: "changed")
-    with pytest.raises(StoreError, match="code is .* there and changed now"):
+    path = Path(score(settings(image_folder, teacher_file)).settings.out)
+    before = tree(path)
+    zarr.open_group(path, mode="r+").attrs["scoring_version"] = SCORING_VERSION + 1
+    with pytest.raises(StoreError, match=rf"scoring_version is {SCORING_VERSION + 1} there and {SCORING_VERSION} now"):
         score(settings(image_folder, teacher_file))
+    assert len(open_complete(path)) == 23
+    score(settings(image_folder, teacher_file, overwrite=True))
+    assert tree(path) == before
 
 
 def test_entropy_is_that_of_the_teachers_probabilities(image_folder: Path, teacher_file: Path) -> None:
