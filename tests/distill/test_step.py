@@ -1,0 +1,288 @@
+"""One distillation step: its images, its weights, its pixels and its loss, against numpy."""
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import oracles
+import pytest
+import torch
+from conftest import HEIGHT, WIDTH, tiny_model, tiny_spec
+from numpy.typing import NDArray
+from PIL import Image
+from stages import loss_of, make_distillation
+from torch import nn
+from torch.nn import functional as F
+
+from distill.distillation import DistillBatch, Distillation
+from distill.inheriting import inherit
+from pipeline.models import ModelSpec, Segmenter, build_model
+
+WEIGHTS = np.array([1.0, 0.7, 0.2, 0.0])
+STEPS = 5
+
+
+def stacked(seed: int, **arguments: Any) -> Segmenter:
+    spec = ModelSpec(
+        builder="tiny_models:stacked",
+        num_classes=3,
+        class_names=("sky", "road", "car"),
+        image_size=(HEIGHT, WIDTH),
+        arguments=arguments,
+    )
+    return tiny_model(seed, spec)
+
+
+def student_of(builder: str = "tiny_models:small", **changes: Any) -> Segmenter:
+    """A student that is normalised otherwise than the teacher, in train mode."""
+    torch.manual_seed(5)
+    spec = dataclasses.replace(tiny_spec(builder), mean=(0.3, 0.4, 0.5), std=(0.2, 0.3, 0.4), **changes)
+    return build_model(spec).train()
+
+
+def lit_pixels(batch: DistillBatch) -> torch.Tensor:
+    """What both networks are to see, by numpy, [N, 3, H, W] in [0, 1]."""
+    images = [
+        oracles.light(image.permute(1, 2, 0).numpy() / 255.0, view.light)
+        for image, view in zip(batch.images_N3HW, batch.views, strict=True)
+    ]
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+
+
+def logits_of(model: Segmenter, pixels: torch.Tensor) -> NDArray[np.float64]:
+    """By a copy of the network alone, in double precision: normalised, run, brought to the size of the pixels."""
+    network = copy.deepcopy(model.network).double()
+    mean, std = (torch.tensor(values).double().view(3, 1, 1) for values in (model.spec.mean, model.spec.std))
+    with torch.no_grad():
+        output = network((pixels - mean) / std)
+        logits = output["out"] if isinstance(output, dict) else output
+        return F.interpolate(logits, size=(HEIGHT, WIDTH), mode="bilinear", align_corners=False).numpy()
+
+
+def inputs_of(network: nn.Module, modules: Sequence[nn.Module], pixels: torch.Tensor, spec: ModelSpec) -> list[Any]:
+    """What modules of a network see, by hooks of the test's own, float64."""
+    seen: dict[nn.Module, Any] = {}
+    copied = copy.deepcopy(network).double()
+    names = {module: name for name, module in network.named_modules()}
+    for module in modules:
+        copied.get_submodule(names[module]).register_forward_hook(
+            lambda _, inputs, __, module=module: seen.__setitem__(module, inputs[0].numpy())
+        )
+    mean, std = (torch.tensor(values).double().view(3, 1, 1) for values in (spec.mean, spec.std))
+    with torch.no_grad():
+        copied((pixels - mean) / std)
+    return [seen[module] for module in modules]
+
+
+@pytest.mark.parametrize("by_sampling", [False, True], ids=["by weight", "by sampling"])
+@pytest.mark.parametrize(("loss", "temperature"), [("kl", 1.0), ("kl", 3.0), ("channel", 2.0), ("l1", 1.0)])
+def test_the_loss_of_a_step_is_the_weighted_mean_of_numpys_losses(
+    loss: str, temperature: float, by_sampling: bool
+) -> None:
+    distillation = make_distillation(loss=loss, temperature=temperature, by_sampling=by_sampling, steps=STEPS)
+    batch, model = distillation.batch(1), student_of()
+    pixels = lit_pixels(batch)
+    student, teacher = logits_of(model, pixels), logits_of(distillation.teacher, pixels)
+    kd = oracles.image_losses(student, teacher, loss, temperature)
+    weights = batch.weights_N.double().numpy()
+    assert (len(set(weights)) == 1) is by_sampling
+    found = loss_of(distillation, model, batch)
+    assert float(found.detach()) == pytest.approx((weights * kd).sum() / weights.sum(), rel=1e-4)
+
+
+@pytest.mark.parametrize("by_sampling", [False, True], ids=["by weight", "by sampling"])
+@pytest.mark.parametrize("features", [0.0, 1.0, 2.5])
+def test_the_feature_term_is_added_image_by_image_as_often_as_its_weight_says(
+    features: float, by_sampling: bool
+) -> None:
+    teacher, model = stacked(seed=3), stacked(seed=4, blocks=2)
+    for module in (*teacher.modules(), *model.modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 0.3  # as large as the variances, so that leaving it out shows
+    inheritance = inherit(model, teacher)
+    own, theirs = zip(*inheritance.compared, strict=True)
+    assert len(own) == 2
+    with torch.no_grad():
+        for block in model.network.blocks:  # type: ignore[union-attr]
+            block[0].weight.mul_(1.3)
+    distillation = make_distillation(
+        teacher=teacher, inheritance=inheritance, features=features, by_sampling=by_sampling, steps=STEPS
+    )
+    model.train()
+    for module in inheritance.resting:
+        module.eval()
+    batch = distillation.batch(1)
+    pixels = lit_pixels(batch)
+    kd = oracles.image_losses(logits_of(model, pixels), logits_of(teacher, pixels), "kl", 1.0)
+    term = oracles.feature_terms(
+        inputs_of(model.network, own, pixels, model.spec),
+        inputs_of(teacher.network, theirs, pixels, teacher.spec),
+        [module.running_var.numpy() for module in theirs],  # type: ignore[union-attr]
+        eps=0.3,
+    )
+    assert term.std() > 0.01 * term.mean()  # or adding its mean would do
+    weights = batch.weights_N.double().numpy()
+    expected = (weights * (kd + features * term)).sum() / weights.sum()
+    assert float(loss_of(distillation, model, batch).detach()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_teacher_and_student_see_the_same_pixels_each_normalised_in_its_own_way() -> None:
+    distillation, model = make_distillation(steps=STEPS), student_of()
+    seen: dict[str, torch.Tensor] = {}
+    for name, one in (("teacher", distillation.teacher), ("student", model)):
+        one.network.register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: inputs[0].clone()}))
+    flips = set()
+    for step in range(3):
+        batch = distillation.batch(step)
+        flips |= {view.flip for view in batch.views}
+        assert len({view.light for view in batch.views}) == len(batch.views)
+        loss_of(distillation, model, batch)
+        pixels = lit_pixels(batch)
+        for name, spec in (("teacher", distillation.teacher.spec), ("student", model.spec)):
+            mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
+            torch.testing.assert_close(seen[name] * std + mean, pixels.float(), atol=1e-5, rtol=0)
+    assert flips == {False, True}
+
+
+def test_the_teacher_answers_without_a_gradient_and_the_student_with_one() -> None:
+    distillation, model = make_distillation(steps=STEPS), student_of()
+    distillation.teacher.requires_grad_(True)
+    found: dict[str, tuple[bool, bool]] = {}
+    for name, one in (("teacher", distillation.teacher), ("student", model)):
+        one.network.register_forward_pre_hook(
+            lambda module, _, name=name: found.update({name: (module.training, torch.is_grad_enabled())})
+        )
+    loss_of(distillation, model, distillation.batch(0)).backward()
+    assert found == {"teacher": (False, False), "student": (True, True)}
+    assert all(parameter.grad is None for parameter in distillation.teacher.parameters())
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_the_crops_of_a_batch_are_those_of_its_views(flip: bool) -> None:
+    distillation = make_distillation(steps=STEPS, min_scale=0.7)
+    batches = [distillation.batch(step) for step in range(6)]
+    crops = [pair for batch in batches for pair in zip(batch.images_N3HW, batch.views, strict=True)]
+    chosen = [(image, view) for image, view in crops if view.flip is flip]
+    assert len(chosen) > 5
+    sources = [np.asarray(distillation.images[place]) for place in distillation.training_places]
+    for image, view in chosen:
+        shown = image.permute(1, 2, 0).numpy().astype(np.float64)
+        if flip:
+            shown = shown[:, ::-1]
+        gaps = [np.abs(oracles.crop(source, view.box, HEIGHT, WIDTH) - shown).max() for source in sources]
+        assert min(gaps) < 1.6  # two roundings, one for each axis
+
+
+def coloured(count: int = 6) -> list[Image.Image]:
+    """Images of one colour each, by which a crop says what it was cut from."""
+    return [Image.new("RGB", (56, 40), (20 * place + 10, 0, 0)) for place in range(count)]
+
+
+def places(batch: DistillBatch) -> list[int]:
+    return [int(image[0, 0, 0]) // 20 for image in batch.images_N3HW]
+
+
+@pytest.mark.parametrize("pacing", ["linear", "cosine", "step"])
+@pytest.mark.parametrize("weighting", ["wdpd", "static", "uniform", "reversed"])
+def test_every_image_of_a_batch_has_the_weight_of_the_step(weighting: str, pacing: str) -> None:
+    distillation = make_distillation(images=coloured(), weighting=weighting, pacing=pacing, steps=STEPS)
+    start = dict(zip(distillation.training_places, WEIGHTS, strict=True))
+    for step in range(STEPS):
+        batch = distillation.batch(step)
+        weights = oracles.image_weights(
+            np.array([start[place] for place in places(batch)]), step / (STEPS - 1), weighting, pacing
+        )
+        np.testing.assert_allclose(batch.weights_N.numpy(), weights, rtol=1e-6)
+
+
+def test_a_run_of_one_step_has_the_weights_of_the_start() -> None:
+    distillation = make_distillation(images=coloured(), steps=1)
+    assert sorted(distillation.batch(0).weights_N.tolist()) == pytest.approx(sorted(WEIGHTS))
+
+
+def test_every_training_image_comes_once_an_epoch_and_what_is_held_back_never() -> None:
+    orders = {}
+    for seed in (0, 1):
+        distillation = make_distillation(images=coloured(), seed=seed, batch_size=2, steps=12)
+        shown = [place for step in range(12) for place in places(distillation.batch(step))]
+        epochs = [tuple(shown[start : start + 4]) for start in range(0, 24, 4)]
+        assert all(sorted(epoch) == [0, 2, 3, 5] for epoch in epochs)
+        assert len(set(epochs)) > 1
+        orders[seed] = epochs
+    assert orders[0] != orders[1]
+
+
+def test_by_sampling_images_come_as_often_as_their_weights_say_and_count_the_same() -> None:
+    steps, size = 400, 6
+    distillation = make_distillation(
+        images=coloured(), weighting="static", by_sampling=True, steps=steps, batch_size=size
+    )
+    expected = size * WEIGHTS / WEIGHTS.sum()
+    counts = []
+    for step in range(steps):
+        batch = distillation.batch(step)
+        assert batch.weights_N.tolist() == [1] * size
+        counts.append([places(batch).count(place) for place in distillation.training_places])
+    assert (np.abs(np.array(counts) - expected) < 1).all()
+    np.testing.assert_allclose(np.mean(counts, axis=0), expected, atol=0.07)
+    assert len(set(map(tuple, counts))) > 1
+
+
+def test_by_sampling_the_draw_follows_the_weights_of_the_step_and_the_seed() -> None:
+    changes: dict[str, Any] = {"images": coloured(), "by_sampling": True, "steps": STEPS, "batch_size": 4}
+    distillation = make_distillation(**changes)
+    assert 5 not in places(distillation.batch(0))  # its weight is 0
+    assert sorted(places(distillation.batch(STEPS - 1))) == [0, 2, 3, 5]  # all weigh the same
+    orders = {
+        seed: [places(make_distillation(**changes, seed=seed).batch(step)) for step in range(STEPS)] for seed in (0, 1)
+    }
+    assert orders[0] != orders[1]
+
+
+def test_every_slot_of_every_step_has_a_view_of_its_own_that_the_seed_fixes() -> None:
+    def views(seed: int) -> list[Any]:
+        distillation = make_distillation(seed=seed, steps=STEPS)
+        return [view for step in range(STEPS) for view in distillation.batch(step).views]
+
+    first, again, other = views(0), views(0), views(1)
+    assert first == again
+    assert len({view.box for view in [*first, *other]}) == 2 * STEPS * 4
+
+
+def without_batch_statistics() -> Segmenter:
+    """A student whose answer to an image does not depend on the rest of the batch."""
+    return student_of("tiny_models:without_batch_norm")
+
+
+def gradient(distillation: Distillation, batch: DistillBatch) -> torch.Tensor:
+    model = without_batch_statistics()
+    loss_of(distillation, model, batch).backward()
+    return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])  # type: ignore[union-attr]
+
+
+def test_far_images_of_weight_0_give_no_gradient_at_all() -> None:
+    distillation = make_distillation(weights=(1.0, 0.5, 0.0, 0.0), weighting="static", steps=STEPS)
+    batch = distillation.batch(2)
+    near = batch.weights_N > 0
+    assert near.sum() == 2
+    kept = DistillBatch(
+        batch.images_N3HW[near],
+        tuple(view for view, keep in zip(batch.views, near, strict=True) if keep),
+        batch.weights_N[near],
+    )
+    with_all, without_far = gradient(distillation, batch), gradient(distillation, kept)
+    torch.testing.assert_close(with_all, without_far, rtol=1e-4, atol=1e-7)
+    equal = dataclasses.replace(batch, weights_N=torch.ones(4))
+    assert (gradient(distillation, equal) - with_all).norm() > 0.05 * with_all.norm()
+
+
+def test_twice_the_weight_is_as_good_as_the_image_twice() -> None:
+    distillation = make_distillation(steps=STEPS)
+    batch = distillation.batch(0)
+    weighted = dataclasses.replace(batch, weights_N=torch.tensor([2.0, 1.0, 1.0, 0.0]))
+    order = [0, 0, 1, 2]
+    repeated = DistillBatch(batch.images_N3HW[order], tuple(batch.views[i] for i in order), torch.ones(4))
+    torch.testing.assert_close(gradient(distillation, weighted), gradient(distillation, repeated), rtol=1e-4, atol=1e-7)

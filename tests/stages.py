@@ -1,0 +1,163 @@
+"""The one place where tests call a stage or spell its settings: what changes in a signature, changes here alone.
+
+Settings take plain values (``budget=0.5``, ``student_arguments={"blocks": 2}``) whatever the dataclasses want.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from conftest import HEIGHT, WIDTH, draw_image, tiny_model
+from numpy.typing import NDArray
+from PIL import Image
+from torch import nn
+
+from distill.distillation import DistillBatch, Distillation, distill
+from distill.inheriting import Inheritance
+from distill.runs import RunFolder
+from distill.settings import DistillSettings, OptimisationSettings, TrainSettings
+from distill.supervised import train
+from distill.training import Training
+from distill.views import ViewSettings
+from distill.weighting import WeightSchedule
+from pipeline.models import Segmenter
+from pipeline.scoring import Scoring
+from pipeline.selecting import make_selection
+from pipeline.settings import ScoreSettings, SelectSettings, SynthesisSettings
+from pipeline.synthesis import Synthesis
+from storage.scores import ScoreStore, open_complete
+from storage.selection import Selection
+
+
+def score_folder(corpus: Path, teacher: Path | str, out: str = "scores.zarr", **changes: Any) -> ScoreStore:
+    """Score a folder of images with every layer unless told otherwise."""
+    fields: dict[str, Any] = {"layers": "all", "device": "cpu", **changes}
+    for _ in Scoring(ScoreSettings(corpus=str(corpus), teacher=str(teacher), out=out, **fields)).run():
+        pass
+    return open_complete(Path(out))
+
+
+def select_images(store: ScoreStore, **changes: Any) -> Selection:
+    return make_selection(store, SelectSettings(**_as_text(changes)))
+
+
+def make_settings(**changes: Any) -> DistillSettings:
+    """A short distillation of every scored image on the CPU."""
+    fields: dict[str, Any] = {
+        "student": "tiny_models:small", "steps": 4, "batch_size": 4, "budget": 1.0, "device": "cpu", "out": "run",
+    }  # fmt: skip
+    return DistillSettings(**_as_text({**fields, **changes}))
+
+
+def make_train_settings(data: Path, **changes: Any) -> TrainSettings:
+    fields: dict[str, Any] = {
+        "builder": "tiny_models:tiny", "image_size": f"{HEIGHT}x{WIDTH}", "steps": 4, "batch_size": 4, "device": "cpu",
+        "out": "taught",
+    }  # fmt: skip
+    return TrainSettings(data=str(data), **{**fields, **changes})
+
+
+def _as_text(fields: dict[str, Any]) -> dict[str, Any]:
+    text = dict(fields)
+    if isinstance(text.get("budget"), int | float):
+        text["budget"] = str(text["budget"])
+    if isinstance(text.get("student_arguments"), dict):
+        text["student_arguments"] = json.dumps(text["student_arguments"])
+    return text
+
+
+def run_distill(settings: DistillSettings) -> None:
+    for _ in distill(settings):
+        pass
+
+
+def run_training(
+    model: Segmenter, objective: Any, settings: OptimisationSettings, *, resting: Sequence[nn.Module] = ()
+) -> None:
+    """The training loop alone, on an objective of the test's own."""
+    folder = RunFolder(Path(settings.out), "model.safetensors")  # type: ignore[attr-defined]
+    folder.claim(settings, {})
+    for _ in Training(model=model, objective=objective, settings=settings, folder=folder, resting=resting).run():
+        pass
+
+
+def prepare_synthesis(teacher: Path, **changes: Any) -> Synthesis:
+    fields: dict[str, Any] = {"out": "made", "count": 5, "steps": 1, "batch_size": 4, "device": "cpu", **changes}
+    return Synthesis.prepare(SynthesisSettings(teacher=str(teacher), **fields))
+
+
+def run_synthesis(synthesis: Synthesis) -> NDArray[np.uint8]:
+    """Make the images; returns their pixels, [N, H, W, 3]."""
+    for _ in synthesis.run():
+        pass
+    return np.stack([np.asarray(Image.open(path)) for path in sorted(Path(synthesis.settings.out).glob("*.png"))])
+
+
+@dataclasses.dataclass
+class Prepared:
+    """What a stage hands to the training loop, and the batches that it would train on."""
+
+    model: Segmenter
+    objective: Any
+    resting: Sequence[nn.Module]
+    settings: OptimisationSettings
+    batches: list[Any]
+
+
+def prepare_distill(settings: DistillSettings, monkeypatch: pytest.MonkeyPatch) -> Prepared:
+    """Everything that the stage does up to the first step; its steps then only make their batches."""
+    return _prepare(lambda: run_distill(settings), monkeypatch)
+
+
+def prepare_train(settings: TrainSettings, monkeypatch: pytest.MonkeyPatch) -> Prepared:
+    return _prepare(lambda: list(train(settings)), monkeypatch)
+
+
+def _prepare(stage: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> Prepared:
+    found: list[Prepared] = []
+
+    def run(training: Training[Any]) -> Iterator[Any]:
+        batches = [training.objective.batch(step) for step in range(training.settings.steps)]
+        found.append(Prepared(training.model, training.objective, training.resting, training.settings, batches))
+        return iter(())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "run", run)
+        stage()
+    return found[0]
+
+
+def make_distillation(
+    *,
+    teacher: Segmenter | None = None,
+    images: Sequence[Image.Image] | None = None,
+    training_places: Sequence[int] = (0, 2, 3, 5),
+    weights: Sequence[float] = (1.0, 0.7, 0.2, 0.0),
+    inheritance: Inheritance | None = None,
+    **changes: Any,
+) -> Distillation:
+    """An objective over images in memory; ``weights`` are those of the training places at the start."""
+    images = images or [draw_image(index) for index in range(6)]
+    settings = make_settings(**changes)
+    return Distillation(
+        teacher=(teacher or tiny_model()).requires_grad_(False),
+        images=cast(Any, images),
+        training_places=list(training_places),
+        held_back=[place for place in range(len(images)) if place not in training_places],
+        schedule=WeightSchedule(
+            weights_N=np.asarray(weights, dtype=np.float64), weighting=settings.weighting, pacing=settings.pacing
+        ),
+        val=None,
+        views=ViewSettings(height=HEIGHT, width=WIDTH, min_scale=settings.min_scale, jitter=settings.jitter),
+        inheritance=inheritance or Inheritance(),
+        settings=settings,
+    )
+
+
+def loss_of(distillation: Distillation, model: Segmenter, batch: DistillBatch) -> torch.Tensor:
+    return distillation.loss(model, batch, 0.0)
