@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from distill.distillation import DistillBatch, Distillation, distill
+from distill.distillation import Distillation, DistillBatch, distill
 from distill.inheriting import Inheritance
 from distill.runs import RunFolder
 from distill.settings import DistillSettings, OptimisationSettings, TrainSettings

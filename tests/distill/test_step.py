@@ -16,7 +16,7 @@ from stages import loss_of, make_distillation
 from torch import nn
 from torch.nn import functional as F
 
-from distill.distillation import DistillBatch, Distillation
+from distill.distillation import Distillation, DistillBatch
 from distill.inheriting import inherit
 from pipeline.models import ModelSpec, Segmenter, build_model
 
