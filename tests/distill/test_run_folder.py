@@ -22,6 +22,7 @@ TOLD: dict[type, OptimisationSettings] = {
     DistillSettings: make_settings(),
     TrainSettings: make_train_settings(Path("data")),
 }
+ABOUT = {"held_back": 1, "student_of": "abc"}
 OTHER: dict[str, Any] = {"image_size": "48x64", "student_arguments": '{"width": 5}', "arguments": '{"width": 5}'}
 
 
@@ -46,7 +47,7 @@ FIELDS = [(kind, field.name) for kind in TOLD for field in dataclasses.fields(ki
 
 def started(settings: OptimisationSettings) -> RunFolder:
     folder = RunFolder(Path("claimed"), "model.safetensors")
-    folder.claim(settings, {"teacher": "abc", "held_back": 1})
+    folder.claim(settings, ABOUT)
     optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)])
     folder.save_checkpoint(3, tiny_model(), optimizer)
     return folder
@@ -59,22 +60,21 @@ def test_a_run_goes_on_with_another_value_of_a_free_setting_only(kind: type, nam
     assert getattr(changed, name) != getattr(told, name)
     folder = started(told)
     again = changed if name in ("resume", "overwrite") else dataclasses.replace(changed, resume=True)
-    about = {"teacher": "abc", "held_back": 1}
     if name == "overwrite":
-        folder.claim(again, about)
+        folder.claim(again, ABOUT)
         assert not folder.checkpoint.exists()  # replaced, as it was told
     elif name in FREE:
-        folder.claim(again, about)
+        folder.claim(again, ABOUT)
         assert folder.checkpoint.exists()
     else:
         with pytest.raises(SettingsError, match=rf"begun with {name}=.* \(now .*\); --overwrite starts afresh"):
-            folder.claim(again, about)
+            folder.claim(again, ABOUT)
         assert folder.checkpoint.exists()
-        folder.claim(dataclasses.replace(again, overwrite=True), about)
+        folder.claim(dataclasses.replace(again, overwrite=True), ABOUT)
         assert not folder.checkpoint.exists()
 
 
-@pytest.mark.parametrize("about", [{"teacher": "abd", "held_back": 1}, {"teacher": "abc", "held_back": 2}])
+@pytest.mark.parametrize("about", [{**ABOUT, "student_of": "abd"}, {**ABOUT, "held_back": 2}])
 def test_what_else_decides_the_model_is_compared_as_well(about: dict[str, Any]) -> None:
     told = TOLD[DistillSettings]
     with pytest.raises(SettingsError, match="begun with"):
@@ -89,6 +89,9 @@ def test_a_run_is_not_resumed_on_another_selection_or_teacher(image_folder: Path
     held = json.loads(Path("run/settings.json").read_text())
     assert held["teacher"] == store.attributes["teacher"]
     assert held["held_back"] == 0
+    teacher_file.rename("moved.safetensors")  # the same teacher elsewhere is the same teacher
+    run_distill(dataclasses.replace(told, teacher="moved.safetensors", resume=True))
+    told = dataclasses.replace(told, teacher="moved.safetensors")
     write_selection(select_images(store, budget=9, strategy="nearest"), Path("selection.parquet"))
     with pytest.raises(SettingsError, match=r"begun with selection=.*ads.* \(now .*nearest"):
         run_distill(dataclasses.replace(told, resume=True))
