@@ -3,8 +3,11 @@
 import dataclasses
 
 import numpy as np
+import oracles
+import pytest
 import torch
 from conftest import draw_image
+from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
 from distill.ordering import epoch_slice
@@ -72,3 +75,78 @@ def test_every_image_comes_once_an_epoch_and_epochs_join() -> None:
 
 def test_a_batch_may_be_larger_than_the_selection() -> None:
     assert sorted(epoch_slice(3, 0, 6, seed=0)) == [0, 0, 1, 1, 2, 2]
+
+
+def views(size: tuple[int, int], **changes: float) -> tuple[ViewSettings, list[View]]:
+    settings = dataclasses.replace(SETTINGS, **changes)
+    return settings, [draw_view(np.random.default_rng([5, i]), size, settings) for i in range(4000)]
+
+
+def is_uniform(values: NDArray[np.float64], low: float, high: float) -> bool:
+    """Kolmogorov and Smirnov: of 4,000 uniform numbers one sample in a thousand is farther off."""
+    expected = (np.sort(values) - low) / (high - low)
+    steps = np.arange(len(values) + 1) / len(values)
+    inside = expected[0] >= -1e-9 and expected[-1] <= 1 + 1e-9
+    return bool(inside and max((steps[1:] - expected).max(), (expected - steps[:-1]).max()) < 1.95 / len(values) ** 0.5)
+
+
+def test_the_kolmogorov_smirnov_bound_holds_for_uniform_numbers_alone() -> None:
+    numbers = np.random.default_rng(0).random(4000)
+    assert is_uniform(numbers, 0, 1)
+    assert not is_uniform(numbers, -0.1, 1)
+    assert not is_uniform(numbers, 0, 0.99)
+    assert not is_uniform(numbers**1.1, 0, 1)
+
+
+@pytest.mark.parametrize("min_scale", [0.2, 0.8])
+def test_crops_are_log_uniform_in_their_aspect_and_uniform_in_scale_and_place(min_scale: float) -> None:
+    width, height = 90, 70
+    settings, drawn = views((width, height), min_scale=min_scale)
+    left, top, right, bottom = np.array([view.box for view in drawn]).T
+    aspect = (right - left) / (bottom - top)
+    assert is_uniform(np.log(aspect / (settings.width / settings.height)), -0.1, 0.1)
+    scale = np.maximum((right - left) / width, (bottom - top) / height)
+    assert is_uniform(scale, min_scale, 1.0)
+    assert abs(np.corrcoef(scale, aspect)[0, 1]) < 0.05
+    inside = scale < 0.95  # or there is no room to be anywhere
+    assert is_uniform((left / (width - (right - left)))[inside], 0, 1)
+    assert is_uniform((top / (height - (bottom - top)))[inside], 0, 1)
+
+
+@pytest.mark.parametrize("jitter", [0.0, 0.3, 0.9])
+def test_brightness_contrast_and_saturation_are_uniform_each_for_itself(jitter: float) -> None:
+    _, drawn = views((90, 70), jitter=jitter)
+    light = np.array([view.light for view in drawn])
+    if jitter == 0:
+        assert (light == 1).all()
+        return
+    for factor in light.T:
+        assert is_uniform(factor, 1 - jitter, 1 + jitter)
+    assert np.abs(np.corrcoef(light.T) - np.eye(3)).max() < 0.06
+
+
+def test_every_other_view_is_mirrored() -> None:
+    _, drawn = views((90, 70))
+    assert abs(np.mean([view.flip for view in drawn]) - 0.5) < 0.03
+
+
+def test_light_is_numpys_for_all_factors_at_once_image_by_image() -> None:
+    rng = np.random.default_rng(3)
+    images = rng.integers(0, 256, (5, 6, 7, 3), dtype=np.uint8)
+    images[1] //= 4
+    factors = rng.uniform(0.2, 1.8, (5, 3))
+    drawn = [View(box=(0, 0, 1, 1), flip=False, light=(a, b, c)) for a, b, c in factors]
+    found = light_images(torch.from_numpy(images).permute(0, 3, 1, 2), drawn).permute(0, 2, 3, 1).numpy()
+    expected = np.stack([oracles.light(image / 255.0, light) for image, light in zip(images, factors, strict=True)])
+    assert ((expected == 0).any(), (expected == 1).any()) == (True, True)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_crop_is_numpys_triangle_filter_over_its_box(flip: bool) -> None:
+    image = Image.fromarray(np.random.default_rng(4).integers(0, 256, (61, 83, 3), dtype=np.uint8))
+    for seed in range(5):
+        view = dataclasses.replace(draw_view(np.random.default_rng(seed), image.size, SETTINGS), flip=flip)
+        expected = oracles.crop(np.asarray(image), view.box, SETTINGS.height, SETTINGS.width)
+        found = crop_image(image, view, SETTINGS)
+        assert np.abs((found[:, ::-1] if flip else found) - expected).max() < 1.6  # two roundings, one for each axis

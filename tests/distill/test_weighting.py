@@ -4,6 +4,7 @@ import itertools
 from typing import Any
 
 import numpy as np
+import oracles
 import pytest
 
 from distill.weighting import WeightSchedule, draw, pace
@@ -28,6 +29,16 @@ def test_every_pacing_rises_from_0_to_1(pacing: Any) -> None:
     assert (values[0], values[-1]) == (0, 1)
     assert all(a <= b for a, b in itertools.pairwise(values))
     assert pace(0.5, pacing) == pytest.approx(0.5)
+    moments = [0.0, 0.1, 0.3, 0.34, 0.6, 0.66, 0.67, 0.8, 1.0]
+    assert [pace(t, pacing) for t in moments] == pytest.approx([oracles.pace(t, pacing) for t in moments])
+
+
+@pytest.mark.parametrize("pacing", ["linear", "cosine", "step"])
+@pytest.mark.parametrize("weighting", ["wdpd", "static", "uniform", "reversed"])
+def test_weights_are_numpys_at_every_moment(weighting: Any, pacing: Any) -> None:
+    for progress in (0.0, 0.2, 0.4, 0.9, 1.0):
+        expected = oracles.image_weights(WEIGHTS, progress, weighting, pacing)
+        np.testing.assert_allclose(schedule(weighting, pacing).at(progress), expected, atol=1e-12)
 
 
 def test_the_baselines_are_uniform_static_and_reversed() -> None:
