@@ -1,15 +1,21 @@
 """ADS and its baselines: total orders, nested budgets, near-duplicates last."""
 
 import dataclasses
+import math
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import oracles
 import pandas as pd
 import pytest
+import zarr
 from numpy.typing import NDArray
+from stages import select_images
 
 from pipeline.scoring import Scoring
-from pipeline.selecting import ads_order, first, make_selection, select
+from pipeline.selecting import ads_order, check_selection, first, make_selection, select
 from pipeline.settings import ScoreSettings, SelectSettings, parse_budget
 from pipeline.weights import distance_weights
 from storage.errors import SelectionError, SettingsError, StoreError
@@ -66,8 +72,6 @@ def test_the_file_names_rows_by_key_and_carries_the_papers_weight(store: ScoreSt
 
 
 def test_without_entropy_confidence_says_how_to_get_it(store: ScoreStore) -> None:
-    import zarr
-
     del zarr.open_group(store.path, mode="r+")["entropy"]
     with pytest.raises(StoreError, match="no 'entropy'"):
         make_selection(open_complete(store.path), SelectSettings(strategy="confidence"))
@@ -174,3 +178,129 @@ def test_robust_weights_do_not_flatten_for_one_extreme_image() -> None:
 def test_equal_distances_weigh_the_same() -> None:
     for normalization in ("minmax", "robust"):
         np.testing.assert_array_equal(distance_weights(np.full(5, 2, np.float32), normalization), 1)  # type: ignore[arg-type]
+
+
+def brute_force_order(
+    distance: NDArray[Any], cell: NDArray[Any], embedding: NDArray[Any], diversity: float, duplicate: float
+) -> list[int]:
+    """ADS one image after the other, in double precision."""
+    distance, embedding = distance.astype(np.float64), embedding.astype(np.float64)
+    nearest = sorted(range(len(distance)), key=lambda i: (distance[i], i))
+    kept: list[int] = []
+    ordered = np.sort(distance)
+    grid = np.arange(len(ordered))
+    low, middle = (np.interp(share * (len(ordered) - 1), grid, ordered) for share in (0.05, 0.5))
+    cost = distance.copy()
+    for i in nearest:
+        of_its_cell = [j for j in kept if cell[j] == cell[i]]
+        if any(embedding[i] @ embedding[j] >= duplicate for j in of_its_cell):
+            continue
+        cost[i] = distance[i] + diversity * (middle - low) * math.log(1 + len(of_its_cell), 2)
+        kept.append(i)
+    return sorted(range(len(distance)), key=lambda i: (i not in kept, cost[i], i))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("diversity", [0.0, 0.1, 2.0])
+@pytest.mark.parametrize("duplicate", [0.7, 0.9, 1.0])
+def test_ads_is_the_order_of_a_brute_force_search(seed: int, diversity: float, duplicate: float) -> None:
+    rng = np.random.default_rng(seed)
+    cell = rng.integers(0, 6, 150).astype(np.int32)
+    distance = (0.5 + rng.gamma(2, 0.2, 150)).astype(np.float32)
+    vectors = rng.standard_normal((6, 12))[cell] + rng.normal(0, 0.5, (150, 12))  # A like B like C, A not like C
+    embedding = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
+    expected = brute_force_order(distance, cell, embedding, diversity, duplicate)
+    if duplicate < 1:
+        plain = brute_force_order(distance, cell, embedding, diversity, 2.0)
+        assert plain != expected
+    found = ads_order(distance, cell, embedding, diversity=diversity, duplicate=duplicate)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(("diversity", "duplicate"), [(0.1, 0.995), (3.0, 0.995), (0.1, 0.3), (0.0, 0.6)])
+def test_a_selection_of_a_store_is_ads_with_the_settings_given(
+    diversity: float, duplicate: float, store: ScoreStore
+) -> None:
+    rows = np.array([row for row in range(23) if row != 11])
+    distance, cell, embedding = (store.column(name)[rows] for name in ("distance", "diversity/cell", "embedding"))
+    expected = rows[brute_force_order(distance, cell, embedding, diversity, duplicate)]
+    table = select_images(store, budget=1.0, diversity=diversity, duplicate=duplicate).table
+    assert list(table["row"]) == list(expected)
+    assert list(table["distance"]) == list(store.column("distance")[expected])
+    assert list(table["cell"]) == list(store.column("diversity/cell")[expected])
+
+
+@pytest.mark.parametrize("strategy", ["nearest", "confidence", "random"])
+def test_a_baseline_is_what_its_name_says_row_by_row(strategy: str, store: ScoreStore) -> None:
+    rows = [row for row in range(23) if row != 11]
+    table = select_images(store, budget=1.0, strategy=strategy, seed=4).table
+    if strategy == "random":
+        assert sorted(table["row"]) == rows
+        assert abs(np.corrcoef(np.arange(22), table["row"])[0, 1]) < 0.5
+        assert list(table["row"]) != list(select_images(store, budget=1.0, strategy=strategy, seed=5).table["row"])
+        return
+    measured = store.column("distance" if strategy == "nearest" else "entropy")
+    assert list(table["row"]) == sorted(rows, key=lambda row: measured[row])
+
+
+@pytest.mark.parametrize(
+    ("budget", "count"), [(0.12, 3), (0.1, 2), (0.34, 7), (0.98, 22), (0.001, 1), (1.0, 22), (1, 1), (22, 22)]
+)
+def test_a_fraction_is_the_nearest_number_of_images_and_at_least_one(
+    budget: float, count: int, store: ScoreStore
+) -> None:
+    assert len(select_images(store, budget=budget)) == count  # of 22: 2.64, 2.2, 7.48, 21.56, 0.022
+
+
+@pytest.mark.parametrize("strategy", ["ads", "random"])
+def test_weights_are_over_the_selection_alone(strategy: str, store: ScoreStore) -> None:
+    table = select_images(store, budget=9, strategy=strategy).table
+    weights = oracles.start_weights(table["distance"].to_numpy(np.float32), "minmax")
+    np.testing.assert_allclose(table["weight"], weights, atol=1e-6)
+    assert (weights.min(), weights.max()) == (0, 1)
+
+
+@pytest.mark.parametrize("normalization", ["minmax", "robust"])
+@pytest.mark.parametrize("count", [7, 40, 333])
+def test_weights_are_numpys(normalization: Any, count: int) -> None:
+    distance = np.random.default_rng(count).gamma(2, 1, count).astype(np.float32)
+    expected = oracles.start_weights(distance, normalization)
+    found = distance_weights(distance, normalization)
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
+    assert found.min() == 0
+    assert found.max() == 1
+
+
+def changed(store: ScoreStore, out: Path, *, distance: bool = False, **attributes: Any) -> ScoreStore:
+    """A copy of a store that differs from it."""
+    shutil.copytree(store.path, out)
+    group = zarr.open_group(out, mode="r+")
+    if distance:
+        values = np.asarray(group["distance"])
+        values[5] = np.nextafter(values[5], np.float32(9))
+        group["distance"][:] = values  # type: ignore[index]
+    group.attrs.update(attributes)
+    return open_complete(out)
+
+
+def test_a_selection_is_of_the_distances_that_it_was_made_from(store: ScoreStore) -> None:
+    selection = select_images(store, budget=5)
+    check_selection(store, selection)
+    other = changed(store, Path("other.zarr"), distance=True)
+    with pytest.raises(SelectionError, match=r"made from other scores than those in other.zarr"):
+        check_selection(other, selection)
+
+
+def test_a_selection_is_of_every_setting_of_its_scores_and_not_of_where_things_lie(store: ScoreStore) -> None:
+    selection = select_images(store, budget=5)
+    places = {"corpus", "sources", "teacher_path", "complete"}
+    assert places < set(store.attributes)
+    for number, name in enumerate(sorted(set(store.attributes) - {"complete", "schema_version", "manifest"})):
+        value = store.attributes[name]
+        other = {**value, "root": "elsewhere"} if isinstance(value, dict) else [*value, "x"] if value == [] else "x"
+        copy = changed(store, Path(f"{number}.zarr"), **{name: other})
+        if name in places:
+            check_selection(copy, selection)
+        else:
+            with pytest.raises(SelectionError, match="made from other scores"):
+                check_selection(copy, selection)

@@ -211,10 +211,29 @@ def test_layers_are_chosen_by_name_and_glob(wanted: str, expected: list[str]) ->
     assert [layer.name for layer in choose_layers(find_layers(tiny_model()), wanted)] == expected
 
 
-def test_the_default_layers_exist_for_small_and_large_teachers() -> None:
-    for model in (tiny_model(), resnet_teacher()):
-        layers = find_layers(model)
-        assert 1 <= len(choose_layers(layers, "default")) < len(layers)
+@pytest.mark.parametrize(
+    ("builder", "expected"),
+    [
+        # layers 40 to 42 of the backbone's 53
+        (
+            "torchvision:deeplabv3_resnet50",
+            ["backbone.layer3.4.bn3", "backbone.layer3.5.bn1", "backbone.layer3.5.bn2"],
+        ),
+        # 35 to 37 of 46
+        (
+            "torchvision:lraspp_mobilenet_v3_large",
+            ["backbone.12.block.1.1", "backbone.12.block.3.1", "backbone.13.block.0.1"],
+        ),
+        ("smp:Unet/resnet18", ["encoder.layer4.0.bn1"]),  # 16 of the encoder's 20
+        ("tiny_models:tiny", ["stem.1"]),  # the stem is a third of the layers, so it is the backbone
+        ("tiny_models:stacked", ["blocks.1.1"]),  # it is a quarter, so the whole network is: the third of four
+    ],
+)
+def test_the_default_layers_lie_at_75_to_80_percent_of_the_backbone(builder: str, expected: list[str]) -> None:
+    names = ("a", "b", "c")
+    spec = ModelSpec(builder=builder, num_classes=3, class_names=names, image_size=(64, 64))
+    layers = find_layers(build_model(spec).eval())
+    assert [layer.name for layer in choose_layers(layers, "default")] == expected
 
 
 def test_an_unknown_layer_is_named_beside_those_that_exist() -> None:

@@ -1,21 +1,27 @@
 """Images made by optimisation to the teacher's statistics."""
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import HEIGHT, WIDTH, tiny_model
+from conftest import HEIGHT, WIDTH, draw_image, tiny_model, tiny_spec
 from PIL import Image
+from stages import prepare_synthesis, run_synthesis, score_folder, select_images
+from torch import nn
 
+from pipeline.models import save_model
 from pipeline.scoring import Scoring
 from pipeline.selecting import select
 from pipeline.settings import ScoreSettings, SelectSettings, SynthesisSettings
 from pipeline.statistics import find_layers
 from pipeline.synthesis import Synthesis, batch_statistics
 from storage.errors import SettingsError
+from storage.selection import write_selection
 
 
 def synthesize(teacher: Path, out: str, **changes: object) -> Path:
@@ -120,3 +126,103 @@ def test_a_layers_term_is_the_distance_of_its_batch_statistics() -> None:
     assert module.running_var is not None
     expected = (mean - module.running_mean).norm() + (var - module.running_var).norm()
     assert float(found[layers[1].name]) == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.fixture
+def white_teacher(tmp_path: Path) -> Path:
+    """Its normalisation differs from channel to channel, and so does the range of a photograph."""
+    path = tmp_path / "white.safetensors"
+    save_model(tiny_model(spec=dataclasses.replace(tiny_spec(), mean=(0.2, 0.5, 0.7), std=(0.1, 0.3, 0.5))), path)
+    return path
+
+
+def watch(synthesis: Synthesis) -> list[torch.Tensor]:
+    """What the teacher's network is given, step by step."""
+    seen: list[torch.Tensor] = []
+    synthesis.teacher.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
+    return seen
+
+
+def one_step(synthesis: Synthesis, images: torch.Tensor, lr: float, seed: int = 0) -> float:
+    """One step on images of the test's own; they are changed in place."""
+    return synthesis._step(images, torch.optim.Adam([images], lr=lr), np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize(("tv", "l2"), [(0.0, 0.0), (3.0, 0.0), (0.0, 2.0), (0.7, 0.4)])
+def test_the_loss_of_a_step_is_numpys(tv: float, l2: float, white_teacher: Path) -> None:
+    synthesis = prepare_synthesis(white_teacher, tv=tv, l2=l2)
+    names = [name for name, module in synthesis.teacher.network.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    inputs = dict[str, np.ndarray[Any, Any]]()
+    for name in names:
+        synthesis.teacher.network.get_submodule(name).register_forward_hook(
+            lambda _, given, __, name=name: inputs.update({name: given[0].detach().double().numpy()})
+        )
+    images = torch.randn(3, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(1)) * 0.3
+    x = images.double().numpy()
+    found = one_step(synthesis, images.requires_grad_(), lr=0.1)
+    expected = tv * (np.abs(x[:, :, 1:] - x[:, :, :-1]).mean() + np.abs(x[..., 1:] - x[..., :-1]).mean())
+    expected += l2 * (x**2).mean()
+    for name in names:
+        module = synthesis.teacher.network.get_submodule(name)
+        mean, var = (getattr(module, f"running_{what}").double().numpy() for what in ("mean", "var"))
+        expected += np.linalg.norm(inputs[name].mean((0, 2, 3)) - mean)
+        expected += np.linalg.norm(inputs[name].var((0, 2, 3)) - var)
+    assert len(names) == len(inputs) == 3
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_pixels_stay_what_a_photograph_can_be(white_teacher: Path) -> None:
+    synthesis = prepare_synthesis(white_teacher)
+    images = torch.zeros(2, 3, HEIGHT, WIDTH).requires_grad_()
+    one_step(synthesis, images, lr=50.0)  # every pixel goes as far as it may
+    mean, std = (np.array(values)[:, None, None] for values in ((0.2, 0.5, 0.7), (0.1, 0.3, 0.5)))
+    pixels = images.detach().double().numpy() * std + mean
+    for channel in pixels.transpose(1, 0, 2, 3):
+        assert (channel.min(), channel.max()) == pytest.approx((0, 1), abs=1e-6)
+
+
+def test_each_pass_sees_the_images_shifted_by_up_to_8_pixels_each_way_and_mirrored_or_not(white_teacher: Path) -> None:
+    synthesis = prepare_synthesis(white_teacher, count=2, steps=250, lr=0.0)
+    seen = watch(synthesis)
+    images = run_synthesis(synthesis)[..., 0]  # red is enough
+    variants = {}
+    for down, right, mirrored in itertools.product(range(-10, 11), range(-10, 11), (False, True)):
+        rolled = np.roll(images, (down, right), axis=(1, 2))
+        variants[(rolled[..., ::-1] if mirrored else rolled).tobytes()] = (down, right, mirrored)
+    assert len(variants) == 21 * 21 * 2
+    red = [np.round((view[:, 0].double().numpy() * 0.1 + 0.2) * 255).clip(0, 255).astype(np.uint8) for view in seen]
+    found = [variants[view.tobytes()] for view in red[1:]]  # the first is not clamped yet
+    down, right, mirrored = map(np.array, zip(*found, strict=True))
+    assert set(down) == set(right) == set(range(-8, 9))
+    assert abs(np.corrcoef(down, right)[0, 1]) < 0.2
+    assert 0.4 < mirrored.mean() < 0.6
+
+
+def test_a_step_moves_a_pixel_by_the_learning_rate_in_standard_deviations(white_teacher: Path) -> None:
+    for lr in (0.02, 0.2):
+        images = run_synthesis(prepare_synthesis(white_teacher, lr=lr, count=2, out=f"{lr}"))
+        begin = run_synthesis(prepare_synthesis(white_teacher, lr=0.0, count=2, out=f"begin-{lr}"))
+        moved = np.abs(images.astype(int) - begin)
+        # Adam's first step is lr times a sign, whatever the gradient.
+        for channel, std in enumerate((0.1, 0.3, 0.5)):
+            inside = (begin[..., channel] > 60) & (begin[..., channel] < 195)
+            assert np.median(moved[..., channel][inside]) == pytest.approx(lr * std * 255, abs=1)
+            assert moved[..., channel].max() <= lr * std * 255 + 1
+
+
+def test_refined_images_begin_as_the_very_pixels_of_the_selected_photographs(
+    white_teacher: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for index in range(9):
+        draw_image(index, HEIGHT, WIDTH).save(folder / f"{index}.png")
+    store = score_folder(folder, white_teacher)
+    selection = select_images(store, budget=5)
+    write_selection(selection, Path("selection.parquet"))
+    synthesis = prepare_synthesis(white_teacher, lr=0.0, selection="selection.parquet", count=None)
+    seen = watch(synthesis)
+    images = run_synthesis(synthesis)
+    assert [len(batch) for batch in seen] == [3, 2]  # five in batches of at most four
+    for image, key in zip(images, selection.table["key"], strict=True):
+        np.testing.assert_array_equal(image, np.asarray(Image.open(folder / key)))
