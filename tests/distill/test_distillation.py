@@ -56,13 +56,6 @@ def test_a_student_comes_closer_to_the_teacher(store: ScoreStore) -> None:
     assert not Path(".dvc").exists()
 
 
-@pytest.mark.parametrize("weighting", ["wdpd", "static", "uniform", "reversed"])
-@pytest.mark.parametrize("by_sampling", [False, True])
-def test_every_weighting_trains(weighting: str, by_sampling: bool, store: ScoreStore) -> None:
-    run(distill(settings(weighting=weighting, by_sampling=by_sampling, steps=4, pacing="step", normalization="minmax")))
-    assert Path("run/student.safetensors").exists()
-
-
 def test_labels_replace_agreement_where_they_are_given(store: ScoreStore, labelled_folder: Path) -> None:
     run(distill(settings(val=str(labelled_folder))))
     metrics = json.loads(Path("run/metrics.json").read_text())

@@ -2,12 +2,16 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import oracles
 import pytest
 import torch
 from conftest import HEIGHT, WIDTH, tiny_model, tiny_spec
+from stages import prepare_distill
 from torch import nn
 
 from distill.distillation import distill
@@ -139,20 +143,42 @@ def test_the_teacher_over_again_is_refused(stacked_teacher: Segmenter) -> None:
         inherit(smp_model("PSPNet/resnet18", seed=2), smp_model("PSPNet/resnet18"))
 
 
-def test_a_student_that_goes_on_keeps_its_weights_and_what_it_shares(
+def names_of(model: Segmenter, modules: Sequence[nn.Module]) -> set[str]:
+    return {name for name, module in model.network.named_modules() if module in modules}
+
+
+def test_a_student_that_goes_on_begins_where_it_ended_and_shares_what_it_shared(
+    settings: DistillSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = prepare_distill(change(settings, out="start"), monkeypatch)
+    for _ in distill(settings):
+        pass
+    ended = load_model("run/student.safetensors").network
+    assert not same(ended.blocks[0][0], start.model.network.blocks[0][0])  # type: ignore[index, union-attr]
+    told = change(settings, student="run/student.safetensors", student_arguments="{}", out="on")
+    goes_on = prepare_distill(told, monkeypatch)
+    assert same(goes_on.model.network, ended)  # not the teacher's modules again
+    for run in (start, goes_on):
+        compared = [own for own, _ in run.objective.inheritance.compared]
+        fixed = [name for name, parameter in run.model.network.named_parameters() if not parameter.requires_grad]
+        assert names_of(run.model, run.resting) == {"stem", "stem.0", "stem.1", "blocks.0.1", "blocks.1.1"}
+        assert names_of(run.model, compared) == {"blocks.0.1", "blocks.1.1"}
+        assert {name.partition(".")[0] for name in fixed} == {"stem"}
+
+
+def test_a_student_that_goes_on_learns_and_keeps_the_teachers_stem_and_statistics(
     settings: DistillSettings, stacked_teacher: Segmenter
 ) -> None:
     for _ in distill(settings):
         pass
-    first = load_model("run/student.safetensors").network
-    goes_on = change(settings, student="run/student.safetensors", student_arguments="{}", out="on", features=5.0)
-    for _ in distill(goes_on):
+    for _ in distill(change(settings, student="run/student.safetensors", student_arguments="{}", out="on")):
         pass
-    second = load_model("on/student.safetensors").network
+    first, second = (load_model(f"{out}/student.safetensors").network for out in ("run", "on"))
     assert same(second.stem, stacked_teacher.network.stem)
     for before, after, theirs in zip(first.blocks, second.blocks, stacked_teacher.network.blocks[1:], strict=True):
         assert torch.equal(after[1].running_mean, theirs[1].running_mean)
-        assert 0 < (after[0].weight - before[0].weight).norm() < (after[0].weight - theirs[0].weight).norm()
+        assert torch.equal(after[1].running_var, theirs[1].running_var)
+        assert not torch.equal(after[0].weight, before[0].weight)
 
 
 def test_feature_distance_is_in_the_teachers_standard_deviations_image_by_image() -> None:
@@ -165,6 +191,23 @@ def test_feature_distance_is_in_the_teachers_standard_deviations_image_by_image(
     mine = nn.BatchNorm2d(2)
     distance = feature_distance({mine: own}, {layer: theirs}, [(mine, layer)])
     assert distance.tolist() == pytest.approx([0.0, 0.5, 2.0])
+
+
+def test_feature_distance_is_the_mean_over_layers_of_numpys_squares_over_variance_and_eps() -> None:
+    rng = np.random.default_rng(0)
+    shapes = [(3, 4, 5, 6), (3, 2, 3, 3)]
+    own, theirs = ([rng.normal(0, 2, shape).astype(np.float32) for shape in shapes] for _ in range(2))
+    var = [rng.uniform(0, 0.5, shape[1]).astype(np.float32) for shape in shapes]
+    layers = [nn.BatchNorm2d(len(values), eps=0.2) for values in var]
+    mine = [nn.BatchNorm2d(len(values)) for values in var]
+    for layer, values in zip(layers, var, strict=True):
+        layer.running_var = torch.from_numpy(values)
+    found = feature_distance(
+        dict(zip(mine, map(torch.from_numpy, own), strict=True)),
+        dict(zip(layers, map(torch.from_numpy, theirs), strict=True)),
+        list(zip(mine, layers, strict=True)),
+    )
+    np.testing.assert_allclose(found, oracles.feature_terms(own, theirs, var, 0.2), rtol=1e-5)
 
 
 def test_the_feature_term_reaches_the_student_only(stacked_teacher: Segmenter) -> None:
