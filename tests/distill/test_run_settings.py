@@ -39,8 +39,9 @@ def distances() -> NDArray[np.float32]:
 
 
 @pytest.mark.parametrize("normalization", ["robust", "minmax"])
-@pytest.mark.parametrize("weighting", ["wdpd", "static", "uniform", "reversed"])
-@pytest.mark.parametrize("pacing", ["linear", "cosine"])
+@pytest.mark.parametrize(
+    ("weighting", "pacing"), [("wdpd", "linear"), ("wdpd", "cosine"), ("static", "linear"), ("reversed", "step")]
+)
 def test_a_run_weights_its_images_by_their_distances_as_its_settings_say(
     normalization: str, weighting: str, pacing: str, store: ScoreStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -53,6 +54,11 @@ def test_a_run_weights_its_images_by_their_distances_as_its_settings_say(
     for step, batch in enumerate(prepared.batches):  # each of them a whole epoch
         expected = oracles.image_weights(start, step / (STEPS - 1), weighting, pacing)
         np.testing.assert_allclose(np.sort(batch.weights_N), np.sort(expected), rtol=1e-4, atol=1e-6)
+
+
+def test_uniform_weights_are_uniform(store: ScoreStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = prepare_distill(make_settings(weighting="uniform"), monkeypatch)
+    assert all(batch.weights_N.tolist() == [1] * 4 for batch in prepared.batches)
 
 
 def test_every_image_of_a_run_has_the_weight_of_its_own_distance(
@@ -90,7 +96,7 @@ def largest(size: tuple[int, int], view: View) -> float:
 
 
 def views_of(stage: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> list[View]:
-    changes = {"steps": 60, "batch_size": 8, "overwrite": True, **changes}
+    changes = {"steps": 50, "batch_size": 8, "overwrite": True, **changes}
     if stage == "distill":
         prepared = prepare_distill(make_settings(**changes), monkeypatch)
     else:
@@ -99,7 +105,7 @@ def views_of(stage: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **change
 
 
 @pytest.mark.parametrize("stage", ["distill", "train"])
-@pytest.mark.parametrize("jitter", [0.0, 0.1, 0.8])
+@pytest.mark.parametrize("jitter", [0.0, 0.8])
 def test_the_light_of_a_run_varies_as_much_as_its_jitter_says(
     stage: str, jitter: float, store: ScoreStore, labelled_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
