@@ -1,6 +1,7 @@
 """A tiny teacher, tiny images, and a way to call the commands. Nothing is downloaded."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from PIL import Image
 
 from pipeline.builders import TRUSTED_BUILDERS
 from pipeline.models import ModelSpec, Segmenter, build_model, save_model
+from storage.scores import ScoreStore, open_complete
 
 HEIGHT, WIDTH = 24, 32
 NAMES = ("sky", "road", "car")
@@ -69,6 +71,29 @@ def image_folder(tmp_path: Path) -> Path:
     for index in range(23):
         draw_image(index).save(folder / f"{index:03}.png")
     return folder
+
+
+@pytest.fixture(scope="session")
+def scored_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the 23 images, the teacher and its scores by all layers; nobody writes into it."""
+    from stages import score_folder
+
+    folder = tmp_path_factory.mktemp("scored")
+    (folder / "images").mkdir()
+    for index in range(23):
+        draw_image(index).save(folder / "images" / f"{index:03}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(TRUSTED_BUILDERS, "tiny_models")
+        save_model(tiny_model(), folder / "teacher.safetensors")
+        score_folder(folder / "images", folder / "teacher.safetensors", out=str(folder / "scores.zarr"))
+    return folder
+
+
+@pytest.fixture
+def scored_store(scored_once: Path, tmp_path: Path) -> ScoreStore:
+    """A copy of those scores, ``scores.zarr`` in the working folder."""
+    shutil.copytree(scored_once / "scores.zarr", tmp_path / "scores.zarr")
+    return open_complete(tmp_path / "scores.zarr")
 
 
 @pytest.fixture

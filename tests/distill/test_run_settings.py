@@ -26,11 +26,6 @@ HELD = 1
 STEPS = 4
 
 
-@pytest.fixture
-def store(image_folder: Path, teacher_file: Path) -> ScoreStore:
-    return score_folder(image_folder, teacher_file)
-
-
 def distances() -> NDArray[np.float32]:
     """Of the images that the run trained on, from the selection in its folder."""
     table = pd.read_parquet("run/selection.parquet").sort_values("rank")
@@ -43,7 +38,7 @@ def distances() -> NDArray[np.float32]:
     ("weighting", "pacing"), [("wdpd", "linear"), ("wdpd", "cosine"), ("static", "linear"), ("reversed", "step")]
 )
 def test_a_run_weights_its_images_by_their_distances_as_its_settings_say(
-    normalization: str, weighting: str, pacing: str, store: ScoreStore, monkeypatch: pytest.MonkeyPatch
+    normalization: str, weighting: str, pacing: str, scored_store: ScoreStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = make_settings(
         normalization=normalization, weighting=weighting, pacing=pacing, steps=STEPS, batch_size=IMAGES - HELD
@@ -56,7 +51,7 @@ def test_a_run_weights_its_images_by_their_distances_as_its_settings_say(
         np.testing.assert_allclose(np.sort(batch.weights_N), np.sort(expected), rtol=1e-4, atol=1e-6)
 
 
-def test_uniform_weights_are_uniform(store: ScoreStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uniform_weights_are_uniform(scored_store: ScoreStore, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = prepare_distill(make_settings(weighting="uniform"), monkeypatch)
     assert all(batch.weights_N.tolist() == [1] * 4 for batch in prepared.batches)
 
@@ -79,7 +74,7 @@ def test_every_image_of_a_run_has_the_weight_of_its_own_distance(
     np.testing.assert_allclose(batch.weights_N, oracles.start_weights(distance, "minmax"), rtol=1e-4, atol=1e-6)
 
 
-def test_by_sampling_a_run_draws_and_weighs_all_alike(store: ScoreStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_by_sampling_a_run_weighs_all_alike(scored_store: ScoreStore, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = prepare_distill(make_settings(by_sampling=True), monkeypatch)
     assert all(batch.weights_N.tolist() == [1] * 4 for batch in prepared.batches)
     plain = prepare_distill(make_settings(overwrite=True), monkeypatch)
@@ -107,7 +102,7 @@ def views_of(stage: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **change
 @pytest.mark.parametrize("stage", ["distill", "train"])
 @pytest.mark.parametrize("jitter", [0.0, 0.8])
 def test_the_light_of_a_run_varies_as_much_as_its_jitter_says(
-    stage: str, jitter: float, store: ScoreStore, labelled_folder: Path, monkeypatch: pytest.MonkeyPatch
+    stage: str, jitter: float, scored_store: ScoreStore, labelled_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     views = views_of(stage, labelled_folder, monkeypatch, jitter=jitter)
     away = np.abs(np.array([view.light for view in views]) - 1)
@@ -119,7 +114,7 @@ def test_the_light_of_a_run_varies_as_much_as_its_jitter_says(
 @pytest.mark.parametrize("stage", ["distill", "train"])
 @pytest.mark.parametrize("min_scale", [0.2, 0.7])
 def test_the_crops_of_a_run_are_as_small_as_its_smallest_scale(
-    stage: str, min_scale: float, store: ScoreStore, labelled_folder: Path, monkeypatch: pytest.MonkeyPatch
+    stage: str, min_scale: float, scored_store: ScoreStore, labelled_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     views = views_of(stage, labelled_folder, monkeypatch, min_scale=min_scale)
     # Photographs are kept no larger than the smallest crop needs them.
@@ -130,10 +125,10 @@ def test_the_crops_of_a_run_are_as_small_as_its_smallest_scale(
     assert 0.98 < max(scales) <= 1 + 1e-9
 
 
-def test_a_student_inherits_unless_it_is_told_not_to(store: ScoreStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_student_inherits_unless_it_is_told_not_to(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changes: dict[str, Any] = {"student": "tiny_models:stacked", "student_arguments": {"blocks": 2}}
     save_model(tiny_model(spec=tiny_spec("tiny_models:stacked")), Path("stacked.safetensors"))
-    score_folder(Path("images"), "stacked.safetensors", out="stacked.zarr")
+    score_folder(image_folder, "stacked.safetensors", out="stacked.zarr")
     told = make_settings(shards="stacked.zarr", seed=1, **changes)
     prepared = prepare_distill(told, monkeypatch)
     assert len(prepared.objective.inheritance.compared) == 2
@@ -144,7 +139,7 @@ def test_a_student_inherits_unless_it_is_told_not_to(store: ScoreStore, monkeypa
     assert not torch.equal(apart.model.network.stem[0].weight, prepared.model.network.stem[0].weight)  # type: ignore[index, union-attr]
 
 
-def test_the_loss_that_a_run_logs_is_that_of_its_settings(store: ScoreStore) -> None:
+def test_the_loss_that_a_run_logs_is_that_of_its_settings(scored_store: ScoreStore) -> None:
     """Before anything is learnt the same batch gives each loss its own number, and T^2 KL(T) is not KL."""
     logged = {}
     for loss, temperature in (("kl", 1.0), ("kl", 5.0), ("channel", 1.0), ("l1", 1.0)):

@@ -35,11 +35,6 @@ from storage.scores import ScoreStore
 STEPS = 9
 
 
-@pytest.fixture
-def store(image_folder: Path, teacher_file: Path) -> ScoreStore:
-    return score_folder(image_folder, teacher_file)
-
-
 class Network(nn.Module):
     """A convolution whose bias BatchNorm would swallow has none, so that no gradient is rounding alone."""
 
@@ -193,7 +188,7 @@ def differing(one: dict[str, Tensor], other: dict[str, Tensor]) -> set[str]:
     return {name for name in one if not torch.equal(one[name], other[name])}
 
 
-def test_the_initial_weights_are_of_the_seed_alone(store: ScoreStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_initial_weights_are_of_the_seed_alone(scored_store: ScoreStore, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     for number, seed in enumerate((0, 0, 1)):
         torch.manual_seed(number)  # whatever drew numbers before
@@ -214,7 +209,7 @@ def test_a_supervised_run_begins_with_the_weights_of_its_seed(
     assert {"stem.0.weight", "head.weight"} <= differing(made[0], made[2])
 
 
-def test_arguments_reach_the_students_builder(store: ScoreStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arguments_reach_the_students_builder(scored_store: ScoreStore, monkeypatch: pytest.MonkeyPatch) -> None:
     told = make_settings(student="tiny_models:tiny", student_arguments={"width": 5})
     assert len(state_of(prepare_distill(told, monkeypatch))["stem.0.weight"]) == 5
 
@@ -232,7 +227,7 @@ def published(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("pretrained", [False, True])
 def test_a_pretrained_backbone_is_what_the_student_begins_with(
-    pretrained: bool, store: ScoreStore, published: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+    pretrained: bool, scored_store: ScoreStore, published: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = make_settings(student="lraspp_mobilenet_v3_large", pretrained_backbone=pretrained)
     state = state_of(prepare_distill(told, monkeypatch))
@@ -263,14 +258,14 @@ def test_smp_is_asked_for_the_encoder_of_imagenet(
     spec = ModelSpec(builder="tiny_models:tiny", num_classes=2, class_names=("a", "b"), image_size=(32, 32))
     torch.manual_seed(0)
     save_model(build_model(spec).eval(), Path("square.safetensors"))
-    score_folder(image_folder, "square.safetensors")
+    score_folder(image_folder, "square.safetensors", limit=4)
     monkeypatch.setattr(smp, "create_model", create)
     prepare_distill(make_settings(student="Unet/resnet18", pretrained_backbone=pretrained), monkeypatch)
     assert seen == [asked]
 
 
 def test_the_teacher_of_a_run_is_frozen_and_stays_in_eval_mode(
-    store: ScoreStore, monkeypatch: pytest.MonkeyPatch
+    scored_store: ScoreStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain, seen = Distillation.loss, []
 
