@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 import zarr
 from numpy.typing import NDArray
-from stages import select_images
+from stages import score_folder, select_images
 
+from pipeline.builders import TRUSTED_BUILDERS
 from pipeline.scoring import Scoring
 from pipeline.selecting import ads_order, check_selection, first, make_selection, select
 from pipeline.settings import ScoreSettings, SelectSettings, parse_budget
@@ -23,15 +24,22 @@ from storage.scores import ScoreStore, open_complete
 from storage.selection import read_selection
 
 
+@pytest.fixture(scope="module")
+def scored(scored_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Scores with entropy of 23 images, of which one cannot be read."""
+    folder = tmp_path_factory.mktemp("selecting")
+    shutil.copytree(scored_once / "images", folder / "images")
+    (folder / "images" / "011.png").write_bytes(b"broken")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(TRUSTED_BUILDERS, "tiny_models")
+        out = str(folder / "scores.zarr")
+        score_folder(folder / "images", scored_once / "teacher.safetensors", out=out, shard_size=8, entropy=True)
+    return folder / "scores.zarr"
+
+
 @pytest.fixture
-def store(image_folder: Path, teacher_file: Path) -> ScoreStore:
-    (image_folder / "011.png").write_bytes(b"broken")
-    settings = ScoreSettings(
-        corpus=str(image_folder), teacher=str(teacher_file), layers="all", shard_size=8, entropy=True, device="cpu"
-    )
-    for _ in Scoring(settings).run():
-        pass
-    return open_complete(Path(settings.out))
+def store(scored: Path, tmp_path: Path) -> ScoreStore:
+    return open_complete(Path(shutil.copytree(scored, tmp_path / "scores.zarr")))
 
 
 @pytest.mark.parametrize("strategy", ["ads", "nearest", "random", "confidence"])
