@@ -23,11 +23,12 @@ from torch.nn import functional as F
 
 from distill.distillation import distill
 from distill.settings import DistillSettings
-from pipeline.builders import resolve_builder
-from pipeline.models import build_model, load_model
-from pipeline.scoring import Scoring
+from pipeline.models.builders import resolve_builder
+from pipeline.models.files import load_model
+from pipeline.models.segmenter import build_model
+from pipeline.scoring.run import Scoring
 from pipeline.settings import ScoreSettings
-from storage.commandline import keep_freed_memory
+from storage.commandline.command import keep_freed_memory
 
 STEPS = 10  # in a round
 

@@ -23,11 +23,12 @@ from machine import machine, median_ratio, rank_correlation, side_by_side
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.corpora import ImageReader, list_images, resolve_corpus
-from pipeline.decoding import Decoder, decode_rgb
-from pipeline.scorer import Scorer, make_scorer
+from pipeline.corpora.locate import resolve_corpus
+from pipeline.corpora.reader import ImageReader, list_images
+from pipeline.decoding.pillow import Decoder, decode_rgb
+from pipeline.scoring.scorer import Scorer, make_scorer
 from pipeline.settings import ScoreSettings
-from storage.commandline import keep_freed_memory
+from storage.commandline.command import keep_freed_memory
 
 REPEAT = 4
 TILE = (384, 288)

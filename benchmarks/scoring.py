@@ -32,14 +32,16 @@ import torch
 from machine import machine, median_ratio, side_by_side
 from PIL import Image
 
-from pipeline.corpora import ImageReader, list_images, resolve_corpus
-from pipeline.decoding import Decoder
-from pipeline.loading import load_batches
-from pipeline.models import ModelSpec, Segmenter, build_model, save_model
-from pipeline.scorer import make_scorer
-from pipeline.scoring import Scoring
+from pipeline.corpora.locate import resolve_corpus
+from pipeline.corpora.reader import ImageReader, list_images
+from pipeline.decoding.batches import load_batches
+from pipeline.decoding.pillow import Decoder
+from pipeline.models.files import save_model
+from pipeline.models.segmenter import ModelSpec, Segmenter, build_model
+from pipeline.scoring.run import Scoring
+from pipeline.scoring.scorer import make_scorer
 from pipeline.settings import ScoreSettings
-from storage.commandline import keep_freed_memory
+from storage.commandline.command import keep_freed_memory
 
 SMALL_ROWS = 10_000
 

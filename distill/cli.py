@@ -5,7 +5,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from distill.settings import DISTILL_METHODS, DistillSettings, EvalSettings, TrainSettings
-from storage.commandline import Command, say, track
+from storage.commandline.command import Command, say
+from storage.commandline.progress import track
 
 
 def _train(settings: TrainSettings) -> None:
@@ -25,8 +26,7 @@ def _distill(settings: DistillSettings) -> None:
 
 
 def _evaluate(settings: EvalSettings) -> None:
-    from distill.evaluation import Evaluation
-    from distill.judging import judge
+    from distill.evaluation import Evaluation, judge
 
     results: dict[str, Evaluation] = judge(settings)
     table = Table(title=f"{settings.data}: {next(iter(results.values())).images} images")

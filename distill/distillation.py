@@ -7,105 +7,32 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from distill.evaluation import Evaluation, agreement, evaluate, to_tensor
-from distill.images import SelectedImages, hold_back
-from distill.inheriting import Inheritance, feature_distance, inherit, recorded
+from distill.inheritance import Inheritance, inherit
 from distill.labelled import LabelledFolder, check_labels, open_labelled
-from distill.losses import distillation_loss, weighted_mean
-from distill.ordering import epoch_slice
-from distill.runs import RunFolder
+from distill.objective import Distillation
+from distill.sampling import hold_back
 from distill.settings import DistillSettings
-from distill.training import Training
-from distill.views import View, ViewSettings, crop_image, draw_view, light_images, whole_view
-from distill.weighting import WeightSchedule, draw
-from pipeline.builders import resolve_builder
+from distill.student import MODEL_SUFFIX, _student
+from distill.training.loop import Training
+from distill.training.run_folder import RunFolder
+from distill.views import ViewSettings
+from distill.weighting import WeightSchedule
 from pipeline.devices import pick_device
-from pipeline.models import Segmenter, build_model, fingerprint, load_model
-from pipeline.selecting import check_selection, default_path, first, image_count, make_selection
-from pipeline.settings import SelectSettings, parse_arguments
-from pipeline.statistics import probe
-from pipeline.weights import distance_weights
+from pipeline.models.files import load_model
+from pipeline.models.hooks import probe
+from pipeline.models.segmenter import Segmenter, fingerprint
+from pipeline.selection.images import SelectedImages
+from pipeline.selection.select import check_selection, default_path, first, image_count, make_selection
+from pipeline.selection.weights import distance_weights
+from pipeline.settings import SelectSettings
 from storage.errors import ModelError, SelectionError
 from storage.progress import Step
-from storage.scores import SCORED, ScoreStore, open_complete
+from storage.scores.schema import SCORED
+from storage.scores.store import ScoreStore, open_complete
 from storage.selection import Selection, read_selection, write_selection
 
 logger = logging.getLogger(__name__)
-MODEL_SUFFIX = ".safetensors"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class DistillBatch:
-    """Views of selected images and the weights of their losses."""
-
-    images_N3HW: Tensor
-    views: tuple[View, ...]
-    weights_N: Tensor
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Distillation:
-    """Objective: the teacher's answer, image by image as much as its weight says."""
-
-    teacher: Segmenter
-    images: SelectedImages
-    training_places: list[int]
-    held_back: list[int]
-    schedule: WeightSchedule
-    """Of the training places, in their order."""
-    val: LabelledFolder | None
-    views: ViewSettings
-    inheritance: Inheritance
-    settings: DistillSettings
-
-    def batch(self, step: int) -> DistillBatch:
-        """Views of the images whose turn it is; a pure function of the seed and the step."""
-        settings = self.settings
-        weights = self.schedule.at(step / max(1, settings.steps - 1))
-        if settings.by_sampling:
-            drawn = draw(weights, settings.batch_size, np.random.default_rng([settings.seed, step]))
-            batch_weights = np.ones(len(drawn))
-        else:
-            drawn = epoch_slice(len(self.training_places), step, settings.batch_size, settings.seed)
-            batch_weights = weights[drawn]
-        crops, views = [], []
-        for slot, index in enumerate(drawn):
-            image = self.images[self.training_places[index]]
-            view = draw_view(np.random.default_rng([settings.seed, step, slot]), image.size, self.views)
-            crops.append(crop_image(image, view, self.views))
-            views.append(view)
-        return DistillBatch(to_tensor(crops), tuple(views), torch.from_numpy(batch_weights).float())
-
-    def loss(self, model: Segmenter, batch: DistillBatch, progress: float) -> Tensor:
-        """Weighted mean of the images' losses."""
-        device = model.mean_3HW.device
-        images = light_images(batch.images_N3HW.to(device), batch.views)
-        compared = self.inheritance.compared if self.settings.features else ()
-        with torch.no_grad(), recorded([theirs for _, theirs in compared]) as wanted:
-            target = self.teacher(images)
-        with recorded([own for own, _ in compared]) as seen:
-            logits = model(images)
-        losses = distillation_loss(logits, target, self.settings.loss, self.settings.temperature)
-        if compared:
-            losses = losses + self.settings.features * feature_distance(seen, wanted, compared)
-        return weighted_mean(losses, batch.weights_N.to(device))
-
-    def evaluate(self, model: Segmenter) -> Evaluation | None:
-        """IoU on the labels where there are some, else against the teacher on images held back."""
-        if self.val is not None:
-            return evaluate(model, self.val, batch_size=self.settings.batch_size)
-        if not self.held_back:
-            return None
-        return agreement(model, self.teacher, self._held_back_batches())
-
-    def _held_back_batches(self) -> Iterator[Tensor]:
-        size = self.settings.batch_size
-        for start in range(0, len(self.held_back), size):
-            images = [self.images[place] for place in self.held_back[start : start + size]]
-            yield to_tensor([crop_image(image, whole_view(image.size, self.views), self.views) for image in images])
 
 
 def distill(settings: DistillSettings) -> Iterator[Step]:
@@ -181,21 +108,6 @@ def _teacher(settings: DistillSettings, store: ScoreStore) -> Segmenter:
             "--overwrite), or give the one that was used"
         )
     return teacher
-
-
-def _student(settings: DistillSettings, teacher: Segmenter) -> Segmenter:
-    if settings.student.endswith(MODEL_SUFFIX):
-        student = load_model(settings.student)
-        if student.spec.num_classes != teacher.spec.num_classes:
-            raise ModelError(
-                f"{settings.student} has {student.spec.num_classes} classes, the teacher {teacher.spec.num_classes}; "
-                "begin from a network name or a student of the same classes"
-            )
-        return student
-    torch.manual_seed(settings.seed)
-    arguments = parse_arguments(settings.student_arguments)
-    spec = dataclasses.replace(teacher.spec, builder=resolve_builder(settings.student), arguments=arguments)
-    return build_model(spec, pretrained_backbone=settings.pretrained_backbone)
 
 
 def find_selection(settings: DistillSettings, store: ScoreStore) -> Selection:

@@ -8,6 +8,7 @@ out of the mean.
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from distill.labelled import LabelledFolder
-from pipeline.class_names import VOID
-from pipeline.models import Segmenter
+from distill.labelled import LabelledFolder, check_classes, open_labelled
+from distill.settings import EvalSettings
+from distill.training.run_folder import write_json
+from pipeline.devices import pick_device
+from pipeline.models.class_names import VOID
+from pipeline.models.files import load_model
+from pipeline.models.segmenter import Segmenter
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,3 +105,31 @@ def agreement(student: Segmenter, teacher: Segmenter, batches: Iterable[Tensor])
 def to_tensor(images: list[Any]) -> Tensor:
     """Stack uint8 images [H, W, 3] to [N, 3, H, W]; channels last in memory, which is what the networks want."""
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+
+
+def judge(settings: EvalSettings) -> dict[str, Evaluation]:
+    """Evaluate each model in turn: name (or the file as given) -> figures. Writes them as JSON too, where asked.
+
+    One model's JSON is its figures; that of several maps each name to its figures.
+
+    Raises:
+        DataError: the data is malformed, or has other classes than a model.
+        ModelError: a model cannot be loaded.
+    """
+    data = open_labelled(settings.data)
+    device = pick_device(settings.device)
+    results = {}
+    for name, path in map(named, settings.model):
+        model = load_model(path).to(device)
+        check_classes(data, model.spec.num_classes, model=path)
+        results[name] = evaluate(model, data, batch_size=settings.batch_size)
+    if settings.json:
+        figures = {name: result.to_json() for name, result in results.items()}
+        write_json(Path(settings.json), figures if len(figures) > 1 else next(iter(figures.values())))
+    return results
+
+
+def named(model: str) -> tuple[str, str]:
+    """``name=file`` -> (name, file); a file alone is its own name."""
+    name, separator, path = model.partition("=")
+    return (model, model) if not separator or Path(model).exists() else (name, path)

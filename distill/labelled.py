@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from pipeline.class_names import VOID, find_class_names
-from pipeline.decoding import decode_rgb
+from pipeline.decoding.pillow import decode_rgb
+from pipeline.models.class_names import VOID, find_class_names
 from storage.errors import DataError, ImageError
 
 

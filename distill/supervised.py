@@ -14,15 +14,15 @@ from torch.nn import functional as F
 
 from distill.evaluation import Evaluation, evaluate, to_tensor
 from distill.labelled import LabelledFolder, check_labels, open_labelled
-from distill.ordering import epoch_slice
-from distill.runs import RunFolder
+from distill.sampling import epoch_slice
 from distill.settings import TrainSettings
-from distill.training import Training
+from distill.training.loop import Training
+from distill.training.run_folder import RunFolder
 from distill.views import View, ViewSettings, crop_image, crop_label, draw_view, light_images
-from pipeline.builders import resolve_builder
-from pipeline.class_names import VOID, find_class_names, read_class_names
 from pipeline.devices import pick_device
-from pipeline.models import ModelSpec, Segmenter, build_model
+from pipeline.models.builders import resolve_builder
+from pipeline.models.class_names import VOID, find_class_names, read_class_names
+from pipeline.models.segmenter import ModelSpec, Segmenter, build_model
 from pipeline.settings import parse_arguments, parse_size
 from storage.errors import DataError
 from storage.progress import Step

@@ -46,15 +46,3 @@ def pace(progress: float, pacing: Pacing) -> float:
     if pacing == "cosine":
         return (1 - math.cos(math.pi * progress)) / 2
     return min(int(3 * progress), 2) / 2
-
-
-def draw(weights_N: NDArray[np.float64], count: int, rng: np.random.Generator) -> list[int]:
-    """Draw ``count`` images so that each is expected ``count * w_i / sum w`` times, by systematic sampling: no image
-    comes twice unless more than one of it is due. All weights 0 count as equal.
-    """
-    order = rng.permutation(len(weights_N))
-    weights = weights_N[order] if weights_N.any() else np.ones(len(order))
-    edges = np.cumsum(weights)
-    points = (rng.random() + np.arange(count)) * (edges[-1] / count)
-    places = np.searchsorted(edges, points, side="right").clip(max=len(order) - 1)
-    return [int(index) for index in rng.permutation(order[places])]

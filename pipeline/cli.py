@@ -5,11 +5,12 @@ from rich.table import Table
 
 from pipeline.settings import SCORE_METHODS, ImportSettings, ScoreSettings, SelectSettings, SynthesisSettings
 from pipeline.world.settings import WorldSettings
-from storage.commandline import Command, say, track
+from storage.commandline.command import Command, say
+from storage.commandline.progress import track
 
 
 def _score(settings: ScoreSettings) -> None:
-    from pipeline.scoring import Scoring
+    from pipeline.scoring.run import Scoring
 
     scoring = Scoring(settings)
     for _ in track(scoring.run(), title="scoring", unit="images"):
@@ -35,7 +36,7 @@ def _score(settings: ScoreSettings) -> None:
 
 
 def _list_corpora() -> None:
-    from pipeline.catalogue import catalogue
+    from pipeline.corpora.catalogue import catalogue
 
     table = Table("name", "what", "images", "expected below its root", "root from")
     for entry in catalogue():
@@ -44,7 +45,7 @@ def _list_corpora() -> None:
 
 
 def _select(settings: SelectSettings) -> None:
-    from pipeline.selecting import select
+    from pipeline.selection.select import select
 
     path, selection = select(settings)
     distances = selection.table["distance"]
@@ -55,7 +56,7 @@ def _select(settings: SelectSettings) -> None:
 
 
 def _import(settings: ImportSettings) -> None:
-    from pipeline.importing import import_weights
+    from pipeline.models.importing import import_weights
 
     spec = import_weights(settings)
     height, width = spec.image_size

@@ -28,18 +28,22 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pipeline.corpora import Corpus, ImageReader, moved
-from pipeline.decoding import Decoder
+from pipeline.batchnorm.layers import BatchNormLayer, find_layers
+from pipeline.corpora.corpus import Corpus
+from pipeline.corpora.locate import moved
+from pipeline.corpora.reader import ImageReader
+from pipeline.decoding.pillow import Decoder
 from pipeline.devices import pick_device
-from pipeline.models import Segmenter, load_model
-from pipeline.selecting import check_selection
+from pipeline.models.files import load_model
+from pipeline.models.hooks import on_inputs
+from pipeline.models.segmenter import Segmenter
+from pipeline.selection.select import check_selection
 from pipeline.settings import SynthesisSettings
-from pipeline.statistics import BatchNormLayer, find_layers, on_inputs
 from storage.errors import SettingsError
-from storage.files import publish
+from storage.files.publish import publish
 from storage.manifest import Manifest
 from storage.progress import Step
-from storage.scores import open_complete
+from storage.scores.store import open_complete
 from storage.selection import read_selection
 
 SHIFT = 8

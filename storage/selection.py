@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage.errors import SelectionError
-from storage.files import publish
+from storage.files.publish import publish
 
 COLUMNS = ("row", "key", "rank", "distance", "weight", "cell")
 METADATA_KEY = b"dfss"

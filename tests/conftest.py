@@ -12,9 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.builders import TRUSTED_BUILDERS
-from pipeline.models import ModelSpec, Segmenter, build_model, save_model
-from storage.scores import ScoreStore, open_complete
+from pipeline.models.builders import TRUSTED_BUILDERS
+from pipeline.models.files import save_model
+from pipeline.models.segmenter import ModelSpec, Segmenter, build_model
+from storage.scores.store import ScoreStore, open_complete
 
 HEIGHT, WIDTH = 24, 32
 NAMES = ("sky", "road", "car")

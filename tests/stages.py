@@ -17,20 +17,21 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from distill.distillation import Distillation, DistillBatch, distill
-from distill.inheriting import Inheritance
-from distill.runs import RunFolder
+from distill.distillation import distill
+from distill.inheritance import Inheritance
+from distill.objective import Distillation, DistillBatch
 from distill.settings import DistillSettings, OptimisationSettings, TrainSettings
 from distill.supervised import train
-from distill.training import Training
+from distill.training.loop import Training
+from distill.training.run_folder import RunFolder
 from distill.views import ViewSettings
 from distill.weighting import WeightSchedule
-from pipeline.models import Segmenter
-from pipeline.scoring import Scoring
-from pipeline.selecting import make_selection
+from pipeline.models.segmenter import Segmenter
+from pipeline.scoring.run import Scoring
+from pipeline.selection.select import make_selection
 from pipeline.settings import ScoreSettings, SelectSettings, SynthesisSettings
 from pipeline.synthesis import Synthesis
-from storage.scores import ScoreStore, open_complete
+from storage.scores.store import ScoreStore, open_complete
 from storage.selection import Selection
 
 

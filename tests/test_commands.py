@@ -12,7 +12,8 @@ from conftest import HEIGHT, WIDTH, Call, Run, command_environment, command_line
 
 import distill.cli
 import pipeline.cli
-from pipeline.models import Segmenter, build_model, save_model
+from pipeline.models.files import save_model
+from pipeline.models.segmenter import Segmenter, build_model
 
 ENTRY_POINTS = {
     "dfss-score": pipeline.cli.score,
@@ -164,8 +165,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a complete store, an unfinished one, and models of several kinds; made once."""
     from conftest import draw_image, tiny_model
 
-    from pipeline.builders import TRUSTED_BUILDERS
-    from pipeline.scoring import Scoring
+    from pipeline.models.builders import TRUSTED_BUILDERS
+    from pipeline.scoring.run import Scoring
     from pipeline.settings import ScoreSettings
 
     folder = tmp_path_factory.mktemp("world")

@@ -15,7 +15,7 @@ from pipeline.world.settings import WorldSettings
 from pipeline.world.styles import CITY, CLASSES
 from pipeline.world.wild import PRIVATE, QUALITY, VALIDATION, plan_wild, render_wild, seeded
 from storage.errors import SettingsError
-from storage.files import publish
+from storage.files.publish import publish
 
 SHARD = 500
 """Images per tar of the unlabelled mixture."""

@@ -22,8 +22,9 @@ from PIL import Image
 from safetensors import safe_open
 
 from distill.labelled import open_labelled
-from pipeline.models import load_model
-from storage.scores import SCORED, open_complete
+from pipeline.models.files import load_model
+from storage.scores.schema import SCORED
+from storage.scores.store import open_complete
 from storage.selection import read_selection
 
 matplotlib.use("Agg")

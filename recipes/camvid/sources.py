@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline.selecting import image_count
+from pipeline.selection.select import image_count
 
 
 def main() -> None:

@@ -11,16 +11,18 @@ import pytest
 import torch
 from conftest import NAMES, tiny_model, tiny_spec
 
-from distill.distillation import Distillation, distill, find_selection
-from distill.images import SelectedImages, hold_back
+from distill.distillation import distill, find_selection
+from distill.objective import Distillation
+from distill.sampling import hold_back
 from distill.settings import DistillSettings, TrainSettings
 from distill.supervised import train
-from pipeline.models import load_model, save_model
-from pipeline.scoring import Scoring
-from pipeline.selecting import make_selection, select
+from pipeline.models.files import load_model, save_model
+from pipeline.scoring.run import Scoring
+from pipeline.selection.images import SelectedImages
+from pipeline.selection.select import make_selection, select
 from pipeline.settings import ScoreSettings, SelectSettings
 from storage.errors import CorpusError, DataError, ModelError, SelectionError, SettingsError, StoreError
-from storage.scores import ScoreStore, open_complete
+from storage.scores.store import ScoreStore, open_complete
 
 
 @pytest.fixture

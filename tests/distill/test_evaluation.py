@@ -13,11 +13,11 @@ from PIL import Image
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from distill.evaluation import agreement, evaluate, summarise
-from distill.judging import judge, named
+from distill.evaluation import agreement, evaluate, judge, named, summarise
 from distill.labelled import check_classes, check_labels, open_labelled
 from distill.settings import EvalSettings
-from pipeline.models import Segmenter, load_model, save_model
+from pipeline.models.files import load_model, save_model
+from pipeline.models.segmenter import Segmenter
 from storage.errors import DataError
 
 

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from stages import make_settings, make_train_settings, prepare_distill, prepare_train, run_distill, score_folder
 
-from distill.images import hold_back
-from distill.inheriting import Inheritance
+from distill.inheritance import Inheritance
+from distill.sampling import hold_back
 from distill.views import View
-from pipeline.models import save_model
-from storage.scores import ScoreStore
+from pipeline.models.files import save_model
+from storage.scores.store import ScoreStore
 
 IMAGES = 23
 HELD = 1

@@ -16,9 +16,9 @@ from stages import loss_of, make_distillation
 from torch import nn
 from torch.nn import functional as F
 
-from distill.distillation import Distillation, DistillBatch
-from distill.inheriting import inherit
-from pipeline.models import ModelSpec, Segmenter, build_model
+from distill.inheritance import inherit
+from distill.objective import Distillation, DistillBatch
+from pipeline.models.segmenter import ModelSpec, Segmenter, build_model
 
 WEIGHTS = np.array([1.0, 0.7, 0.2, 0.0])
 STEPS = 5

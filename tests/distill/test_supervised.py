@@ -11,7 +11,7 @@ import torch
 from conftest import tiny_model
 from stages import make_train_settings, prepare_train
 
-from pipeline.models import Segmenter
+from pipeline.models.segmenter import Segmenter
 
 VOID = 255
 

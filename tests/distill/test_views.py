@@ -10,7 +10,7 @@ from conftest import draw_image
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
-from distill.ordering import epoch_slice
+from distill.sampling import epoch_slice
 from distill.views import View, ViewSettings, crop_image, crop_label, draw_view, light_images, whole_view
 
 SETTINGS = ViewSettings(height=24, width=32, min_scale=0.5, jitter=0.3)

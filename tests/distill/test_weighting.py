@@ -7,7 +7,8 @@ import numpy as np
 import oracles
 import pytest
 
-from distill.weighting import WeightSchedule, draw, pace
+from distill.sampling import draw
+from distill.weighting import WeightSchedule, pace
 
 WEIGHTS = np.array([1.0, 0.75, 0.25, 0.0])
 

@@ -14,11 +14,11 @@ from PIL import Image
 from stages import prepare_synthesis, run_synthesis, score_folder, select_images
 from torch import nn
 
-from pipeline.models import save_model
-from pipeline.scoring import Scoring
-from pipeline.selecting import select
+from pipeline.batchnorm.layers import find_layers
+from pipeline.models.files import save_model
+from pipeline.scoring.run import Scoring
+from pipeline.selection.select import select
 from pipeline.settings import ScoreSettings, SelectSettings, SynthesisSettings
-from pipeline.statistics import find_layers
 from pipeline.synthesis import Synthesis, batch_statistics
 from storage.errors import SettingsError
 from storage.selection import write_selection

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from storage.errors import CorpusError, SettingsError
-from storage.manifest import Manifest, distinct_keys, key_to_path, path_to_key
+from storage.keys import distinct_keys, key_to_path, path_to_key
+from storage.manifest import Manifest
 
 
 def make(keys=("a.jpg", "b.jpg", "c.jpg"), **changes):

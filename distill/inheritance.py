@@ -1,0 +1,231 @@
+"""What a student takes over from its teacher, where the two are built alike (ours).
+
+A module of the student inherits from the teacher's module of the same name if it and all that it lies in are of the
+same kind and its tensors have the same shapes; where the two have lists of modules of different lengths (the blocks of
+a U-Net's decoder), the lists are matched from their ends, because decoders end alike. A BatchNorm layer inherits only
+together with what feeds it: statistics of other channels mean nothing. Of the inherited modules,
+
+- those that see and give exactly what their counterpart does (the first stages of a shared encoder) stay fixed: they
+  compute what the teacher's compute, and training on other images than the teacher's could only spoil that;
+- BatchNorm layers further on keep the teacher's running statistics, which are those of the private images, instead of
+  learning those of the selected ones. What makes them fit is :func:`feature_distance`.
+
+Shapes: N images, C channels, H x W positions.
+"""
+
+import dataclasses
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.batchnorm.layers import BatchNorm
+from pipeline.models.hooks import on_inputs
+from pipeline.models.segmenter import Segmenter
+from storage.errors import ModelError
+
+logger = logging.getLogger(__name__)
+Pair = tuple[nn.Module, nn.Module]
+"""A module of the student and its counterpart in the teacher."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Inheritance:
+    """What a student has from its teacher."""
+
+    resting: tuple[nn.Module, ...] = ()
+    """The student's modules that stay in eval mode while it trains."""
+    compared: tuple[tuple[BatchNorm, BatchNorm], ...] = ()
+    """BatchNorm layers, the student's and the teacher's, whose inputs are to agree."""
+
+
+def inherit(student: Segmenter, teacher: Segmenter, *, copy: bool = True) -> Inheritance:
+    """Copy the teacher's modules into the student's and fix what computes the same; both on one device. Without
+    ``copy``, for a student that was distilled before, its weights stay: only what it still shares counts.
+
+    Raises:
+        ModelError: the student is the teacher over again, so that nothing is left to learn.
+    """
+    pairs = _matches(student.network, teacher.network)
+    size = teacher.spec.image_size
+    own_pass, their_pass = Pass.of(student, size), Pass.of(teacher, size)
+    pairs = [
+        pair for pair in pairs if not isinstance(pair[0], BatchNorm) or _fed_alike(pair, pairs, own_pass, their_pass)
+    ]
+    if copy:
+        for own, theirs in pairs:
+            _copy(own, theirs)
+        own_pass = Pass.of(student, size)
+    fixed = [own for own, theirs in pairs if own_pass.agrees(own, their_pass, theirs)]
+    for module in fixed:
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for module in own_pass.order for parameter in module.parameters(recurse=False)):
+        raise ModelError(
+            f"the student ({student.spec.builder}) is the teacher over again and has nothing to learn; give a smaller "
+            "--student, or --no-inherit to train one of the same kind from scratch"
+        )
+    compared = [
+        (own, theirs)
+        for own, theirs in pairs
+        if own not in fixed and isinstance(own, BatchNorm) and isinstance(theirs, BatchNorm)
+        if own_pass.saw_once(own) and their_pass.saw_once(theirs)
+        if own_pass.inputs[own].shape == their_pass.inputs[theirs].shape and _same_statistics(own, theirs)
+    ]
+    logger.info("%d of the student's modules begin as the teacher's, %d of them stay so", len(pairs), len(fixed))
+    resting = [*_with_wholes(student.network, fixed), *(own for own, _ in compared)]
+    return Inheritance(resting=tuple(resting), compared=tuple(compared))
+
+
+def _with_wholes(network: nn.Module, fixed: Sequence[nn.Module]) -> list[nn.Module]:
+    """The fixed modules, and those that consist of nothing else: a block may drop parts of itself while it trains."""
+    wholes = []
+    for module in network.modules():
+        parts = [part for part in module.modules() if _tensors(part)]
+        if parts and all(part in fixed for part in parts):
+            wholes.append(module)
+    return wholes
+
+
+def _matches(student: nn.Module, teacher: nn.Module) -> list[Pair]:
+    """Modules with tensors of their own that have the same place, kinds and shapes."""
+    theirs_by_name = dict(teacher.named_modules())
+    own_by_name = dict(student.named_modules())
+    shifts = {
+        name: len(theirs) - len(own)
+        for name, own in own_by_name.items()
+        if isinstance(own, nn.ModuleList) and isinstance(theirs := theirs_by_name.get(name), nn.ModuleList)
+    }
+    pairs = []
+    for name, own in own_by_name.items():
+        counterpart = _counterpart(name, shifts)
+        theirs = theirs_by_name.get(counterpart)
+        if theirs is None or not (tensors := _tensors(own)):
+            continue
+        shapes = {key: tensor.shape for key, tensor in tensors.items()}
+        if shapes == {key: tensor.shape for key, tensor in _tensors(theirs).items()} and _kinds(
+            name, own_by_name
+        ) == _kinds(counterpart, theirs_by_name):
+            pairs.append((own, theirs))
+    return pairs
+
+
+def _counterpart(name: str, shifts: Mapping[str, int]) -> str:
+    for listed, shift in shifts.items():
+        if shift and (found := re.match(rf"{re.escape(listed)}\.(\d+)(?=\.|$)", name)):
+            return f"{listed}.{int(found[1]) + shift}{name[found.end() :]}"
+    return name
+
+
+def _kinds(name: str, modules: Mapping[str, nn.Module]) -> list[type]:
+    """Of a module and of all that it lies in, the network itself left out."""
+    parts = name.split(".")
+    return [type(modules[".".join(parts[:end])]) for end in range(1, len(parts) + 1)]
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The module's own, not its parts'."""
+    return dict([*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)])
+
+
+def _copy(own: nn.Module, theirs: nn.Module) -> None:
+    source = _tensors(theirs)
+    with torch.no_grad():
+        for name, tensor in _tensors(own).items():
+            tensor.copy_(source[name])
+
+
+def _fed_alike(pair: Pair, pairs: Sequence[Pair], own_pass: "Pass", their_pass: "Pass") -> bool:
+    return (own_pass.before(pair[0]), their_pass.before(pair[1])) in pairs
+
+
+def _same_statistics(own: BatchNorm, theirs: BatchNorm) -> bool:
+    return all(
+        isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)
+        for a, b in ((own.running_mean, theirs.running_mean), (own.running_var, theirs.running_var))
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Pass:
+    """One noisy image through a model: what each module with tensors saw and gave."""
+
+    order: list[nn.Module]
+    """As they ran; one that ran twice is there twice."""
+    inputs: dict[nn.Module, Tensor]
+    outputs: dict[nn.Module, Tensor]
+
+    @classmethod
+    def of(cls, model: Segmenter, size: tuple[int, int]) -> "Pass":
+        """Run an image of ``size`` = (height, width)."""
+        found = cls([], {}, {})
+        height, width = size
+        image = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)).to(model.mean_3HW.device)
+        modules = [module for module in model.network.modules() if _tensors(module)]
+        training = model.training
+        with ExitStack() as hooks, torch.inference_mode():
+            for module in modules:
+                hooks.callback(module.register_forward_hook(found._record, with_kwargs=True).remove)
+            model.eval()(image)
+        model.train(training)
+        return found
+
+    def _record(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+        self.order.append(module)
+        for kept, value in ((self.inputs, next(iter([*inputs, *named.values()]), None)), (self.outputs, output)):
+            if isinstance(value, Tensor):
+                kept[module] = value
+
+    def saw_once(self, module: nn.Module) -> bool:
+        """Whether the module ran, once."""
+        return Counter(self.order)[module] == 1 and module in self.inputs
+
+    def before(self, module: nn.Module) -> nn.Module | None:
+        """What ran before it."""
+        place = self.order.index(module) if module in self.order else 0
+        return self.order[place - 1] if place else None
+
+    def agrees(self, own: nn.Module, other: "Pass", theirs: nn.Module) -> bool:
+        """Whether a module here and its counterpart there saw and gave the same."""
+        return (
+            self.saw_once(own)
+            and other.saw_once(theirs)
+            and _close(self.inputs.get(own), other.inputs.get(theirs))
+            and _close(self.outputs.get(own), other.outputs.get(theirs))
+        )
+
+
+def _close(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is not None and other is not None and one.shape == other.shape and torch.allclose(one, other)
+
+
+@contextmanager
+def recorded(modules: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
+    """Collect what modules see during a forward pass inside the block."""
+    found: dict[nn.Module, Tensor] = {}
+    with on_inputs((module, partial(found.__setitem__, module)) for module in modules):
+        yield found
+
+
+def feature_distance(
+    student: Mapping[nn.Module, Tensor],
+    teacher: Mapping[nn.Module, Tensor],
+    pairs: Sequence[tuple[BatchNorm, BatchNorm]],
+) -> Tensor:
+    """Mean over layers l, channels and positions of (a_l - b_l)^2 / (var^_l + eps), image by image, [N]: how far what
+    the student's BatchNorm layers see (a) is from what the teacher's see (b), in the teacher's standard deviations.
+    """
+    return torch.stack([_squares(student[own], teacher[theirs], theirs) for own, theirs in pairs]).mean(dim=0)
+
+
+def _squares(own_NCHW: Tensor, theirs_NCHW: Tensor, layer: BatchNorm) -> Tensor:
+    assert layer.running_var is not None  # inherited with the rest
+    scale_C = (layer.running_var + layer.eps).rsqrt()
+    difference = (own_NCHW.float() - theirs_NCHW.float()) * scale_C.view(1, -1, 1, 1)
+    return difference.square().mean(dim=(1, 2, 3))

@@ -1,0 +1,35 @@
+"""Which images a step trains on: each once per epoch, or drawn in proportion to their weights."""
+
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def epoch_slice(count: int, step: int, batch_size: int, seed: int) -> list[int]:
+    """Indices of a step's batch among ``count`` images; epochs join seamlessly. A pure function of its arguments."""
+    positions = range(step * batch_size, (step + 1) * batch_size)
+    return [int(_order(count, position // count, seed)[position % count]) for position in positions]
+
+
+@lru_cache(maxsize=8)
+def _order(count: int, epoch: int, seed: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch, count]).permutation(count)
+
+
+def draw(weights_N: NDArray[np.float64], count: int, rng: np.random.Generator) -> list[int]:
+    """Draw ``count`` images so that each is expected ``count * w_i / sum w`` times, by systematic sampling: no image
+    comes twice unless more than one of it is due. All weights 0 count as equal.
+    """
+    order = rng.permutation(len(weights_N))
+    weights = weights_N[order] if weights_N.any() else np.ones(len(order))
+    edges = np.cumsum(weights)
+    points = (rng.random() + np.arange(count)) * (edges[-1] / count)
+    places = np.searchsorted(edges, points, side="right").clip(max=len(order) - 1)
+    return [int(index) for index in rng.permutation(order[places])]
+
+
+def hold_back(count: int, share: float = 0.05, most: int = 64) -> list[int]:
+    """Places of a selection to keep out of training and judge agreement on: evenly spread over the ranks."""
+    held = min(most, int(count * share))
+    return [round((index + 0.5) * count / held) for index in range(held)]

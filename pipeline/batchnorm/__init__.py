@@ -1,0 +1,1 @@
+"""BatchNorm statistics of single images: layers, moments, distances, embeddings."""

@@ -1,0 +1,65 @@
+"""How far an image's BatchNorm statistics lie from the teacher's running ones.
+
+Per layer l with statistics mu, var of the image and running mu^, var^ (sigma^2 = var + eps of the layer):
+
+``paper`` (arXiv 2512.13175):  ||mu - mu^||_2  and  ||var - var^||_2
+``standardized`` (ours):       rms_c((mu - mu^) / sigma^)  and  rms_c(log(sigma^2 / sigma^^2)), free of channel scale
+
+An image's distance is the mean over the monitored layers of the sum of the two; for one layer it is the paper's.
+
+Shapes: N images, L layers, C channels.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pipeline.batchnorm.layers import BatchNormLayer
+from pipeline.batchnorm.moments import LayerStatistics
+from pipeline.settings import DistanceKind
+
+
+def layer_distances(
+    statistics: dict[str, LayerStatistics], layers: Sequence[BatchNormLayer], kind: DistanceKind
+) -> Tensor:
+    """Mean and variance part of each layer's distance, float32 [N, L, 2]."""
+    formula = _standardized if kind == "standardized" else _paper
+    return torch.stack([formula(statistics[layer.name], layer) for layer in layers], dim=1)
+
+
+def distance(layer_distance_NL2: Tensor) -> Tensor:
+    """One number per image, [N]."""
+    return layer_distance_NL2.sum(dim=2).mean(dim=1)
+
+
+def standard_scores(statistics: LayerStatistics, layer: BatchNormLayer) -> Tensor:
+    """(mu - mu^) / sigma^ per channel, [N, C]."""
+    mean_C, var_C = _running(layer)
+    return (statistics.mean_NC - mean_C) / var_C.add(layer.module.eps).sqrt()
+
+
+def _paper(statistics: LayerStatistics, layer: BatchNormLayer) -> Tensor:
+    mean_C, var_C = _running(layer)
+    return torch.stack(
+        [(statistics.mean_NC - mean_C).norm(dim=1), (statistics.var_NC - var_C).norm(dim=1)],
+        dim=1,
+    )
+
+
+def _standardized(statistics: LayerStatistics, layer: BatchNormLayer) -> Tensor:
+    eps = layer.module.eps  # as the layer itself: a channel that is constant has log-variance too
+    _, var_C = _running(layer)
+    log_ratio_NC = torch.log((statistics.var_NC + eps) / (var_C + eps))
+    return torch.stack([_rms(standard_scores(statistics, layer)), _rms(log_ratio_NC)], dim=1)
+
+
+def _rms(values_NC: Tensor) -> Tensor:
+    return values_NC.square().mean(dim=1).sqrt()
+
+
+def _running(layer: BatchNormLayer) -> tuple[Tensor, Tensor]:
+    module = layer.module
+    assert module.running_mean is not None  # find_layers saw to it
+    assert module.running_var is not None
+    return module.running_mean.float(), module.running_var.float()

@@ -1,0 +1,125 @@
+"""The BatchNorm layers of a teacher, and which of them are monitored."""
+
+import dataclasses
+import fnmatch
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+
+from torch import Tensor, nn
+
+from pipeline.models.hooks import on_inputs, probe
+from pipeline.models.segmenter import Segmenter
+from storage.errors import ModelError
+
+BatchNorm = nn.BatchNorm2d | nn.SyncBatchNorm
+
+
+DEFAULT_LAYERS = "default"
+
+
+ALL_LAYERS = "all"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BatchNormLayer:
+    """A BatchNorm layer that a forward pass runs through."""
+
+    name: str
+    """Path of the module in the network."""
+    module: BatchNorm
+    positions: int
+    """H * W of its input for the teacher's image size."""
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return int(self.module.num_features)
+
+
+def find_layers(teacher: Segmenter) -> list[BatchNormLayer]:
+    """List the BatchNorm layers that can be monitored, in the order in which a forward pass reaches them.
+
+    A layer whose input is a single position (after global pooling) has no variance over (H, W) and is left out; so is
+    one that a pass runs through twice, whose running statistics mix two inputs.
+
+    Raises:
+        ModelError: the teacher has no BatchNorm with running statistics; the message names what it has instead. Or one
+            of its layers uses batch statistics in eval mode.
+    """
+    named = {
+        name: module
+        for name, module in teacher.network.named_modules()
+        if isinstance(module, BatchNorm) and module.running_mean is not None
+    }
+    if not named:
+        raise ModelError(
+            f"the teacher ({teacher.spec.builder}) has no BatchNorm layer with running statistics, which DFSS compares "
+            f"images against; its normalisation is {_normalisation(teacher.network)}; use a BatchNorm teacher"
+        )
+    _refuse_batch_statistics(teacher)
+    positions: dict[str, int] = {}
+    calls: Counter[str] = Counter()
+
+    def record(name: str, input_NCHW: Tensor) -> None:
+        positions[name] = input_NCHW.shape[-2] * input_NCHW.shape[-1]
+        calls[name] += 1
+
+    with on_inputs((module, partial(record, name)) for name, module in named.items()):
+        probe(teacher)
+    layers = [
+        BatchNormLayer(name, named[name], count) for name, count in positions.items() if count > 1 and calls[name] == 1
+    ]
+    if not layers:
+        raise ModelError(
+            f"no BatchNorm layer of the teacher ({teacher.spec.builder}) sees more than one position, once per pass"
+        )
+    return layers
+
+
+def _refuse_batch_statistics(teacher: Segmenter) -> None:
+    for name, module in teacher.network.named_modules():
+        if isinstance(module, BatchNorm) and module.running_mean is None:
+            raise ModelError(
+                f"layer {name} of the teacher normalises by its batch even in eval mode (track_running_stats=False), "
+                "so an image's statistics would depend on its neighbours; use one with running statistics throughout"
+            )
+
+
+def _normalisation(network: nn.Module) -> str:
+    kinds = Counter(type(module).__name__ for module in network.modules() if "norm" in type(module).__name__.lower())
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) or "none at all"
+
+
+def choose_layers(layers: Sequence[BatchNormLayer], wanted: str) -> list[BatchNormLayer]:
+    """Pick layers by ``default``, ``all``, or names and globs separated by commas; order of the forward pass.
+
+    Raises:
+        ModelError: a name matches no layer; the message shows some that exist.
+    """
+    if wanted == ALL_LAYERS:
+        return list(layers)
+    if wanted == DEFAULT_LAYERS:
+        return default_layers(layers)
+    patterns = [pattern.strip() for pattern in wanted.split(",") if pattern.strip()]
+    chosen = [layer for layer in layers if any(fnmatch.fnmatchcase(layer.name, pattern) for pattern in patterns)]
+    unmatched = [p for p in patterns if not any(fnmatch.fnmatchcase(layer.name, p) for layer in layers)]
+    if unmatched or not chosen:
+        missing = ", ".join(map(repr, unmatched or [wanted]))
+        shown = ", ".join(layer.name for layer in layers[:: max(1, len(layers) // 6)])
+        raise ModelError(f"no BatchNorm layer is called {missing}; there are, among others, {shown}")
+    return chosen
+
+
+def default_layers(layers: Sequence[BatchNormLayer]) -> list[BatchNormLayer]:
+    """The layers from 75 % to 80 % of the backbone's depth (docs/method.md says why); what follows need not run.
+
+    The backbone is what shares the first layer's top-level module (``backbone.``, ``encoder.``), or the whole network
+    where that is only a small part of it.
+    """
+    top = layers[0].name.partition(".")[0]
+    backbone = [layer for layer in layers if layer.name.partition(".")[0] == top]
+    if len(backbone) < len(layers) / 3:
+        backbone = list(layers)
+    last = max(1, round(0.8 * len(backbone)))
+    return backbone[min(int(0.75 * len(backbone)), last - 1) : last]

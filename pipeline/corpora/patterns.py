@@ -1,0 +1,69 @@
+"""Patterns of file names: wildcards and braces, as ``--corpus`` and the catalogue use them."""
+
+import fnmatch
+import re
+from collections.abc import Iterator
+
+from storage.errors import CorpusError
+from storage.files.places import Files, is_hidden
+
+MAX_BRACE_CHOICES = 1_000_000
+
+
+def split_pattern(path: str) -> tuple[str, str]:
+    """Split a path before its first part with a wildcard or brace; without one, before its last part."""
+    prefix, body = re.fullmatch(r"([\w.+:-]*://|/)?(.*)", path, re.DOTALL).groups(default="")  # type: ignore[union-attr]
+    parts = body.split("/")
+    special = (index for index, part in enumerate(parts) if is_glob(part) or "{" in part)
+    index = next(special, len(parts) - 1)
+    return prefix + "/".join(parts[:index]), "/".join(parts[index:])
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Return what a pattern with ``{000..127}`` or ``{a,b}`` stands for, in the order that it says.
+
+    Raises:
+        CorpusError: when the braces say something else, or stand for more than a million names.
+    """
+    braces = re.search(r"\{([^{}]*)\}", pattern)
+    if braces is None:
+        return [pattern]
+    if span := re.fullmatch(r"(\d+)\.\.(\d+)", braces[1]):
+        first, last = int(span[1]), int(span[2])
+        # As in the shell: a leading zero on either side asks for numbers of one width.
+        padded = any(len(end) > 1 and end.startswith("0") for end in span.groups())
+        width = max(map(len, span.groups())) if padded else 0
+        choices = [f"{number:0{width}d}" for number in range(first, min(last, first + MAX_BRACE_CHOICES) + 1)]
+    else:
+        choices = braces[1].split(",") if "," in braces[1] else []
+    tails = expand_braces(pattern[braces.end() :])
+    if not 0 < len(choices) * len(tails) <= MAX_BRACE_CHOICES:
+        raise CorpusError(f"cannot expand {braces[0]} in {pattern!r}; write a range like {{000..127}}, or {{a,b}}")
+    return [f"{pattern[: braces.start()]}{choice}{tail}" for choice in choices for tail in tails]
+
+
+def match(files: Files, pattern: str, folder: str = "") -> Iterator[str]:
+    """Yield the files that match a glob (``*``, ``?``, ``[…]``, ``**``), lazily, folder by folder, each sorted."""
+    part, _, rest = pattern.partition("/")
+    if part == "**":
+        yield from match(files, rest or "*", folder)
+    elif rest and not is_glob(part):
+        if files.is_folder(inside := f"{folder}/{part}" if folder else part):
+            yield from match(files, rest, inside)
+        return
+    for entry in sorted(files.entries(folder)):
+        if is_hidden(entry.name):
+            continue
+        path = f"{folder}/{entry.name}" if folder else entry.name
+        if part == "**" and entry.is_folder:
+            yield from match(files, pattern, path)
+        elif part != "**" and entry.is_folder == bool(rest) and fnmatch.fnmatchcase(entry.name, part):
+            if rest:
+                yield from match(files, rest, path)
+            else:
+                yield path
+
+
+def is_glob(pattern: str) -> bool:
+    """Tell whether a pattern has a wildcard."""
+    return any(character in pattern for character in "*?[")

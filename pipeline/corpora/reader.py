@@ -1,0 +1,130 @@
+"""Listing a corpus once, and reading its images by row."""
+
+import errno
+import logging
+import os
+from pathlib import PurePosixPath
+from types import TracebackType
+from typing import Self
+
+from pipeline.corpora.corpus import Corpus, explained, is_outside, reason
+from pipeline.corpora.formats import FORMATS, format_of
+from pipeline.corpora.patterns import expand_braces, is_glob, match
+from storage.errors import CorpusError, DFSSError, ImageError
+from storage.files.places import Files, join, open_files
+from storage.keys import key_to_path
+from storage.manifest import Manifest
+
+logger = logging.getLogger(__name__)
+
+_FAULTS_OF_ONE_FILE = (errno.EACCES, errno.EPERM, errno.EIO, errno.EISDIR, errno.ELOOP)
+
+
+def list_images(corpus: Corpus) -> Manifest:
+    """List a corpus: one row per image, in an order that depends only on its files.
+
+    Image files are ordered by path; tars and Parquet files by path or as the braces say, and inside by position.
+
+    Raises:
+        CorpusError: when a file is missing or is not of the corpus's format, or no image is found.
+    """
+    files = open_files(corpus.root)
+    with explained(corpus.name, corpus.root):
+        paths = _expand(corpus, files) if corpus.pattern else _mention_containers(corpus, files)
+        return FORMATS[corpus.kind].lister(corpus, files, paths)
+
+
+def _mention_containers(corpus: Corpus, files: Files) -> list[str]:
+    containers = [entry.name for entry in files.entries("") if format_of(entry.name)]
+    if containers:
+        logger.warning(
+            "%s holds image files, so its %d tars or Parquet files are left out; give them as %s to use them instead",
+            *(corpus.root, len(containers), join(corpus.root, "*" + PurePosixPath(containers[0]).suffix)),
+        )
+    return []
+
+
+def _expand(corpus: Corpus, files: Files) -> list[str]:
+    if files.is_file(corpus.pattern):  # as it stands, even where its name looks like a pattern
+        return [corpus.pattern]
+    names, missing = list[str](), list[str]()
+    for choice in (choices := expand_braces(corpus.pattern)):
+        if is_glob(choice):
+            found = sorted(path for path in match(files, choice) if format_of(path) == corpus.kind)
+        else:
+            found = [choice] if files.is_file(choice) else []
+        names += found
+        missing += [] if found else [choice]
+    if missing:
+        raise CorpusError(
+            f"{missing[0]} is missing from {corpus.root} ({len(missing)} of the {len(choices)} that "
+            f"{corpus.pattern!r} stands for are); fetch it, or name those that are there"
+        )
+    return list(dict.fromkeys(names))
+
+
+class ImageReader:
+    """Reads images by row. Several threads may read at once; each process makes its own reader.
+
+        with ImageReader(corpus, manifest) as reader:
+            data = reader.read(row)
+
+    Every read is random access; reading rows in order is fast for every kind of corpus, and for Parquet, where a whole
+    row group has to be read for one image, it is the only fast order.
+    """
+
+    def __init__(self, corpus: Corpus, manifest: Manifest) -> None:
+        """Read the rows of ``manifest``, which :func:`list_images` made of ``corpus``; nothing is opened yet."""
+        self._corpus = corpus
+        self._manifest = manifest
+        self._files = open_files(corpus.root)
+        self._images = FORMATS[corpus.kind].reader(self._files)
+
+    def __enter__(self) -> Self:
+        """Return the reader."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close what is open."""
+        self.close()
+
+    def close(self) -> None:
+        """Close what is open; a later read opens it again."""
+        self._images.close()
+        self._files.close()
+
+    def read(self, row: int) -> bytes:
+        """Return the encoded image of a row.
+
+        Raises:
+            CorpusError: when the file that held it is gone or cannot be reached; the next image would fare no better.
+            ImageError: when this one image cannot be read whole.
+        """
+        manifest = self._manifest
+        index, size = int(manifest.source[row]), int(manifest.size[row])
+        name = key_to_path(manifest.keys[row] if index < 0 else manifest.sources[index])
+        try:
+            data = self._images.read(name, int(manifest.offset[row]), size)
+        except DFSSError:
+            raise
+        except Exception as error:
+            if (failure := self._failure(row, name, error)) is None:
+                raise
+            raise failure from error
+        if 0 <= size != len(data):
+            raise ImageError(f"{len(data)} bytes where {size} were listed: cut off or replaced since")
+        return data
+
+    def _failure(self, row: int, name: str, error: Exception) -> DFSSError | None:
+        image = f"image {self._manifest.keys[row]!r} of corpus {self._corpus.name!r}"
+        root = self._corpus.root
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            remedy = "put it back, say where it is now with --root, or list the corpus anew"
+            return CorpusError(f"{image} is gone: no {name} in {root}; {remedy}")
+        if isinstance(error, OSError) and error.errno in _FAULTS_OF_ONE_FILE and self._manifest.source[row] < 0:
+            return ImageError(f"cannot be read: {os.strerror(error.errno or 0)}")
+        if is_outside(error, root):
+            return CorpusError(f"cannot read {image} from {join(root, name)}: {reason(error)}; run again to continue")
+        return None

@@ -1,0 +1,131 @@
+"""Batches of decoded images, read and decoded by threads ahead of the teacher. Pillow decodes without holding the GIL.
+
+Shapes: B rows of a batch, N <= B images that decoded, H x W pixels.
+"""
+
+import dataclasses
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol
+
+import numpy as np
+
+from storage.errors import ImageError, RejectedImageError
+from storage.scores.schema import REJECTED, UNREADABLE
+
+BATCHES_AHEAD = 3
+Pixels = Any
+"""One image or a stack of them: a uint8 array, or whatever else a decoder gives and ``stack`` joins."""
+
+
+class Reader(Protocol):
+    """Encoded images by row."""
+
+    def read(self, row: int) -> bytes:
+        """The bytes of one image."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a row has no image."""
+
+    status: int
+    error: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ImageBatch:
+    """Consecutive rows of one work unit."""
+
+    rows: range
+    good: list[int]
+    """[N] the rows that decoded."""
+    images_NHW3: Pixels
+    """What ``stack`` made of the images that decoded; None where none did."""
+    failures: dict[int, Failure]
+    reading: float
+    """Seconds that threads spent reading the rows."""
+    decoding: float
+    """Seconds of processor time that threads spent decoding them."""
+
+
+def load_batches(
+    reader: Reader,
+    decoder: Callable[[bytes], Pixels],
+    units: Sequence[range],
+    *,
+    batch_size: int,
+    workers: int,
+    stack: Callable[[list[Pixels]], Pixels] = np.stack,
+) -> Iterator[ImageBatch]:
+    """Yield the rows of all units in order, in batches that never cross a unit, so that a unit's bytes do not depend on
+    where a run began. Memory is bounded by a few batches, however many units there are.
+
+    Raises:
+        CorpusError: the corpus itself has gone; a bad image is a :class:`Failure` instead.
+    """
+    load = _Loader(reader, decoder)
+    with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="decode") as pool:
+        waiting: deque[tuple[range, list[Future[_Loaded]]]] = deque()
+        try:
+            for rows in split(units, batch_size):
+                waiting.append((rows, [pool.submit(load, row) for row in rows]))
+                if len(waiting) > BATCHES_AHEAD:
+                    yield _collect(*waiting.popleft(), stack)
+            while waiting:
+                yield _collect(*waiting.popleft(), stack)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def split(units: Sequence[range], batch_size: int) -> Iterator[range]:
+    """Cut each unit into batches."""
+    for unit in units:
+        for start in range(unit.start, unit.stop, batch_size):
+            yield range(start, min(start + batch_size, unit.stop))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Loaded:
+    result: Pixels | Failure
+    reading: float
+    decoding: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Loader:
+    reader: Reader
+    decoder: Callable[[bytes], Pixels]
+
+    def __call__(self, row: int) -> _Loaded:
+        start = time.perf_counter()
+        data = self._attempt(self.reader.read, row)
+        read, busy = time.perf_counter(), time.thread_time()
+        result = data if isinstance(data, Failure) else self._attempt(self.decoder, data)
+        return _Loaded(result, read - start, time.thread_time() - busy)
+
+    @staticmethod
+    def _attempt(work: Callable[[Any], Any], argument: object) -> Any:
+        try:
+            return work(argument)
+        except RejectedImageError as error:
+            return Failure(REJECTED, str(error))
+        except ImageError as error:
+            return Failure(UNREADABLE, str(error))
+
+
+def _collect(rows: range, futures: list[Future[_Loaded]], stack: Callable[[list[Pixels]], Pixels]) -> ImageBatch:
+    loaded = [future.result() for future in futures]
+    images = {row: one.result for row, one in zip(rows, loaded, strict=True) if not isinstance(one.result, Failure)}
+    failures = {row: one.result for row, one in zip(rows, loaded, strict=True) if isinstance(one.result, Failure)}
+    return ImageBatch(
+        rows=rows,
+        good=list(images),
+        images_NHW3=stack(list(images.values())) if images else None,
+        failures=failures,
+        reading=sum(one.reading for one in loaded),
+        decoding=sum(one.decoding for one in loaded),
+    )

@@ -1,0 +1,150 @@
+"""Networks by name: ``torchvision:NAME``, ``smp:ARCHITECTURE/ENCODER`` or ``package.module:factory``.
+
+Heavy libraries are imported by the builder that needs them. A model file may come from anywhere, so a factory of the
+user's own is only called when the user has named its module in the environment variable ``DFSS_TRUSTED_BUILDERS``.
+"""
+
+import copy
+import importlib
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.error import URLError
+
+import torch
+from torch import Tensor, nn
+
+from storage.errors import ModelError
+
+TRUSTED_BUILDERS = "DFSS_TRUSTED_BUILDERS"
+
+
+# Arguments that would fetch weights, or that the model's description already gives.
+RESERVED = {"weights", "weights_backbone", "encoder_weights", "num_classes", "classes"}
+
+
+def build_network(
+    builder: str, num_classes: int, arguments: Mapping[str, Any], *, pretrained_backbone: bool = False
+) -> nn.Module:
+    """Build a network that returns logits of ``num_classes`` classes.
+
+    Raises:
+        ModelError: the builder is unknown, untrusted, or refuses its arguments.
+    """
+    family, _, name = builder.partition(":")
+    if not name:
+        raise ModelError(
+            f"unknown builder {builder!r}; use torchvision:NAME, smp:ARCHITECTURE/ENCODER or package.module:factory"
+        )
+    if reserved := sorted(RESERVED & arguments.keys()):
+        raise ModelError(
+            f"{builder}: argument {reserved[0]!r} is not allowed here; weights and classes come from the file"
+        )
+    if family not in FAMILIES and pretrained_backbone:
+        raise ModelError(f"{builder} has no pretrained backbone that we know; leave --pretrained-backbone out")
+    try:
+        if family in FAMILIES:
+            return FAMILIES[family](name, num_classes, arguments, pretrained_backbone)
+        return _from_factory(family, name, num_classes, arguments)
+    except URLError as error:
+        raise ModelError(f"{builder}: its pretrained backbone cannot be fetched ({error.reason})") from error
+    except (TypeError, ValueError, KeyError, ImportError, AttributeError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(f"{builder} cannot be built: {error}") from error
+
+
+def _from_torchvision(name: str, num_classes: int, arguments: Mapping[str, Any], pretrained: bool) -> nn.Module:
+    from torchvision.models import get_model, list_models, segmentation
+
+    if name not in list_models(module=segmentation):
+        raise ModelError(f"torchvision has no segmentation model {name!r}; it has {', '.join(segmentation_names())}")
+    backbone = "DEFAULT" if pretrained else None
+    network: nn.Module = get_model(name, weights=None, weights_backbone=backbone, num_classes=num_classes, **arguments)
+    return network
+
+
+def _from_smp(name: str, num_classes: int, arguments: Mapping[str, Any], pretrained: bool) -> nn.Module:
+    import segmentation_models_pytorch as smp
+
+    architecture, _, encoder = name.partition("/")
+    if not encoder:
+        raise ModelError(f"smp:{name} names no encoder; write smp:ARCHITECTURE/ENCODER, for example smp:Unet/resnet18")
+    weights = "imagenet" if pretrained else None
+    network: nn.Module = smp.create_model(
+        architecture, encoder, encoder_weights=weights, classes=num_classes, **arguments
+    )
+    return without_unused(network) if "encoder_depth" in arguments else network
+
+
+class Unused(nn.Identity):
+    """Stands where a part was that no logit depends on."""
+
+    def forward(self, input: Tensor, *_: Any) -> Tensor:
+        """What came, whatever came with it."""
+        return input
+
+
+def without_unused(network: nn.Module) -> nn.Module:
+    """The network without what its logits do not depend on: smp keeps the encoder's stages beyond ``encoder_depth``,
+    runs one of them with some encoders, and would have them all saved. One that takes no 64x64 images stays as it is.
+    """
+    lean, training = copy.deepcopy(network).eval(), network.training
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    try:
+        lean(image).sum().backward()
+        with torch.inference_mode():
+            logits = lean(image)
+            _replace(lean, lambda module: all(parameter.grad is None for parameter in module.parameters()))
+            same = torch.allclose(lean(image), logits)
+    except Exception:  # whatever a foreign network says to another size, or to a part that is not there any more
+        same = False
+    lean.zero_grad(set_to_none=True)
+    return lean.train(training) if same else network
+
+
+def _replace(network: nn.Module, unused: Callable[[nn.Module], bool]) -> None:
+    for name, child in network.named_children():
+        if next(child.parameters(), None) is None:
+            continue
+        if unused(child):
+            setattr(network, name, Unused())
+        else:
+            _replace(child, unused)
+
+
+FAMILIES = {"torchvision": _from_torchvision, "smp": _from_smp}
+
+
+def _from_factory(module: str, factory: str, num_classes: int, arguments: Mapping[str, Any]) -> nn.Module:
+    trusted = [name.strip() for name in os.environ.get(TRUSTED_BUILDERS, "").split(",")]
+    if module not in trusted:
+        raise ModelError(
+            f"the model wants to run {module}:{factory} to rebuild itself; if you trust that code, "
+            f"set {TRUSTED_BUILDERS}={module}"
+        )
+    network = getattr(importlib.import_module(module), factory)(num_classes=num_classes, **arguments)
+    if not isinstance(network, nn.Module):
+        raise ModelError(f"{module}:{factory} returned {type(network).__name__}, not a torch module")
+    return network
+
+
+def segmentation_names() -> list[str]:
+    """Names that ``torchvision:`` knows."""
+    from torchvision.models import list_models, segmentation
+
+    return sorted(list_models(module=segmentation))
+
+
+def resolve_builder(name: str) -> str:
+    """Short names -> builders: ``lraspp_mobilenet_v3_large``, ``Unet/mobilenet_v2``; full builders pass through."""
+    if ":" in name:
+        return name
+    if "/" in name:
+        return f"smp:{name}"
+    if name in segmentation_names():
+        return f"torchvision:{name}"
+    raise ModelError(
+        f"unknown network {name!r}; use one of {', '.join(segmentation_names())}, ARCHITECTURE/ENCODER of "
+        "segmentation-models-pytorch (Unet/mobilenet_v2), or package.module:factory"
+    )

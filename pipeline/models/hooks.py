@@ -1,0 +1,45 @@
+"""Watching what the modules of a network see, and a first pass to see whether a model works."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.models.segmenter import Segmenter
+from storage.errors import ModelError
+
+
+@contextmanager
+def on_inputs(acts: Iterable[tuple[nn.Module, Callable[[Tensor], None]]]) -> Iterator[None]:
+    """Inside the block, call each module's function with its input before it runs, however the input is passed."""
+    with ExitStack() as hooks:
+        for module, act in acts:
+            hooks.callback(module.register_forward_pre_hook(partial(_call, act), with_kwargs=True).remove)
+        yield
+
+
+def _call(act: Callable[[Tensor], None], _: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+    act(inputs[0] if inputs else next(iter(named.values())))
+
+
+def probe(teacher: Segmenter) -> None:
+    """Run one grey image through a model, to see whether it works at the size that it says.
+
+    Raises:
+        ModelError: the network refuses the size, or its output is not what its description says.
+    """
+    height, width = teacher.spec.image_size
+    image = torch.full((1, 3, height, width), 0.5, device=teacher.mean_3HW.device)
+    training = teacher.training
+    try:
+        with torch.inference_mode():
+            teacher.eval()(image)
+    except (RuntimeError, ValueError) as error:
+        if isinstance(error, ModelError):
+            raise
+        text = " ".join(str(error).split())
+        raise ModelError(f"{teacher.spec.builder} does not take {height}x{width} images: {text}") from error
+    finally:
+        teacher.train(training)

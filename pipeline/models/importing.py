@@ -1,0 +1,105 @@
+"""Making a model file from a state dict that comes from elsewhere. Nothing is unpickled."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pipeline.models.builders import resolve_builder
+from pipeline.models.class_names import read_class_names
+from pipeline.models.files import load_weights, save_model
+from pipeline.models.hooks import probe
+from pipeline.models.segmenter import ModelSpec, build_model
+from pipeline.settings import ImportSettings, parse_arguments, parse_numbers, parse_size
+from storage.errors import ModelError, SettingsError
+
+# Where training frameworks put the state dict inside a checkpoint, and what they put before its names.
+NESTED_KEYS = ("state_dict", "model_state_dict", "model_state", "model")
+PREFIXES = ("module.", "_orig_mod.", "model.", "network.")
+
+
+def import_weights(settings: ImportSettings) -> ModelSpec:
+    """Read weights, check that they fit the builder, try one image, and write the model file.
+
+    Raises:
+        ModelError: the weights cannot be read safely, or do not fit.
+        SettingsError: the options contradict each other, or the file is there already.
+    """
+    out = Path(settings.out)
+    if out.exists() and not settings.overwrite:
+        raise SettingsError(f"{out} is there already; give --overwrite or another --out")
+    spec = _spec(settings)
+    weights = read_state_dict(Path(settings.weights))
+    model = build_model(spec)
+    load_weights(model.network, strip_prefix(weights, set(model.network.state_dict())), origin=settings.weights)
+    probe(model)
+    save_model(model, out)
+    return spec
+
+
+def _spec(settings: ImportSettings) -> ModelSpec:
+    if settings.class_names:
+        names = read_class_names(settings.class_names)
+    elif settings.num_classes:
+        names = tuple(f"class {index}" for index in range(settings.num_classes))
+    else:
+        raise SettingsError("how many classes? give --num-classes or --class-names")
+    return ModelSpec(
+        builder=resolve_builder(settings.builder),
+        arguments=parse_arguments(settings.arguments),
+        num_classes=settings.num_classes or len(names),
+        class_names=names,
+        image_size=parse_size(settings.image_size),
+        mean=parse_numbers(settings.mean, "mean"),
+        std=parse_numbers(settings.std, "std"),
+    )
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Read tensors from .safetensors, or from a torch file with ``weights_only``.
+
+    Raises:
+        ModelError: no such file, a file that needs unpickling, or one that holds no state dict.
+    """
+    if not path.is_file():
+        raise ModelError(f"no weights file {path}; see --weights")
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"{path} holds more than tensors and would have to run code to be read; save its state_dict() alone"
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
+        raise ModelError(f"{path} cannot be read as weights: {' '.join(str(error).split())[:200]}") from error
+    return _find_state_dict(content, path)
+
+
+def _find_state_dict(content: Any, path: Path) -> dict[str, Tensor]:
+    for key in NESTED_KEYS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not content:
+        raise ModelError(f"{path} holds a {type(content).__name__}, not a state dict; save model.state_dict()")
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise ModelError(
+            f"{path} holds no tensors under {', '.join(map(str, list(content)[:3]))}; save model.state_dict()"
+        )
+    return tensors
+
+
+def strip_prefix(weights: Mapping[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
+    """Take off what DataParallel, torch.compile and trainers put before every name, where that makes names fit."""
+    names = dict(weights)
+    for _ in PREFIXES:
+        for prefix in PREFIXES:
+            if names and all(name.startswith(prefix) for name in names) and not names.keys() & wanted:
+                names = {name.removeprefix(prefix): tensor for name, tensor in names.items()}
+    return names

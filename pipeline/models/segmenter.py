@@ -1,0 +1,140 @@
+"""A segmentation model: a network, how to rebuild it and how to feed it.
+
+Normalisation belongs to the model: a :class:`Segmenter` takes RGB in [0, 1] and returns logits at the size of its
+input, whatever its network does inside. So teacher and student may differ in both.
+
+Shapes: N images, K classes, H x W pixels.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.models.builders import build_network
+from storage.errors import ModelError
+
+METADATA_KEY = "dfss"
+
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+
+
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSpec:
+    """How to rebuild a network and how to feed it."""
+
+    builder: str
+    """``torchvision:NAME``, ``smp:ARCHITECTURE/ENCODER`` or ``package.module:factory``."""
+    num_classes: int
+    class_names: tuple[str, ...]
+    image_size: tuple[int, int]
+    """Height and width, in pixels, of the images that the network was made for."""
+    arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Further keyword arguments of the builder."""
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    """Per RGB channel, for values in [0, 1]."""
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        if self.num_classes < 2:
+            raise ModelError(
+                f"a segmentation model needs at least 2 classes, not {self.num_classes}; see --num-classes"
+            )
+        if len(self.class_names) != self.num_classes:
+            raise ModelError(
+                f"{len(self.class_names)} class names for {self.num_classes} classes; make --class-names and "
+                "--num-classes agree"
+            )
+        if len(self.image_size) != 2 or min(self.image_size) < 1:
+            raise ModelError(f"image size {self.image_size} is not height x width in pixels; see --image-size")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ModelError(f"mean {self.mean} and std {self.std} must be 3 numbers each, std above 0")
+
+    def to_json(self) -> str:
+        """Serialise; the same spec gives the same text."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> "ModelSpec":
+        """Parse what :meth:`to_json` wrote. Raises ModelError where a field is missing, unknown or malformed."""
+        try:
+            fields: dict[str, Any] = {
+                name: tuple(v) if isinstance(v, list) else v for name, v in json.loads(text).items()
+            }
+            return cls(**fields)
+        except (json.JSONDecodeError, TypeError, AttributeError) as error:
+            raise ModelError(f"its {METADATA_KEY!r} header is not a model description ({error})") from error
+
+
+class Segmenter(nn.Module):
+    """A segmentation network with its normalisation in front and its logits brought to the input's size."""
+
+    mean_3HW: Tensor
+    std_3HW: Tensor
+
+    def __init__(self, network: nn.Module, spec: ModelSpec) -> None:
+        super().__init__()
+        self.network = network
+        self.spec = spec
+        self.register_buffer("mean_3HW", torch.tensor(spec.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std_3HW", torch.tensor(spec.std).view(3, 1, 1), persistent=False)
+
+    def normalise(self, images_N3HW: Tensor) -> Tensor:
+        """What the network sees, in channels_last: uint8 or float in [0, 1] -> normalised float [N, 3, H, W]."""
+        if images_N3HW.dtype == torch.uint8:
+            images_N3HW = images_N3HW.to(self.mean_3HW.dtype) / 255
+        normalised = (images_N3HW - self.mean_3HW) / self.std_3HW
+        return normalised.contiguous(memory_format=torch.channels_last)
+
+    def forward(self, images_N3HW: Tensor) -> Tensor:
+        """RGB images, uint8 or float in [0, 1], [N, 3, H, W] -> logits [N, K, H, W]."""
+        logits = _logits(self.network(self.normalise(images_N3HW)))
+        if logits.shape[1] != self.spec.num_classes:
+            raise ModelError(
+                f"{self.spec.builder} gives {logits.shape[1]} classes, its description says {self.spec.num_classes}"
+            )
+        if logits.shape[-2:] != images_N3HW.shape[-2:]:
+            logits = F.interpolate(logits, size=images_N3HW.shape[-2:], mode="bilinear", align_corners=False)
+        return logits
+
+
+def _logits(output: Any) -> Tensor:
+    """The one place that knows what segmentation networks return: a tensor, a dict, an object or a tuple."""
+    if isinstance(output, Mapping):
+        output = output.get("out", output.get("logits"))
+    elif hasattr(output, "logits"):
+        output = output.logits
+    elif isinstance(output, tuple | list) and output:
+        output = output[0]
+    if not isinstance(output, Tensor) or output.ndim != 4:
+        raise ModelError(
+            "the network returns no [N, K, H, W] logits: neither a tensor nor a dict with 'out' or 'logits'"
+        )
+    return output
+
+
+def build_model(spec: ModelSpec, *, pretrained_backbone: bool = False) -> Segmenter:
+    """Build a network with fresh weights (or a pretrained backbone, where the builder has one)."""
+    network = build_network(spec.builder, spec.num_classes, spec.arguments, pretrained_backbone=pretrained_backbone)
+    return Segmenter(network, spec).to(memory_format=torch.channels_last)
+
+
+def fingerprint(model: Segmenter) -> str:
+    """Sha256 over weights, builder, arguments and normalisation: what decides a forward pass."""
+    spec = model.spec
+    about = json.dumps([spec.builder, spec.arguments, spec.mean, spec.std], sort_keys=True)
+    digest = hashlib.sha256(about.encode())
+    for name, tensor in sorted(model.network.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        # Bytes, so that dtypes which numpy lacks (bfloat16) work too.
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

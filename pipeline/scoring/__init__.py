@@ -1,0 +1,1 @@
+"""Stage one: every image of a corpus measured against the teacher and kept in a store."""

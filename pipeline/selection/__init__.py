@@ -1,0 +1,1 @@
+"""ADS, Approximate Distribution Sampling, its baselines, and the selected images themselves."""

@@ -1,0 +1,98 @@
+"""Making a selection: a total order of the scored images, cut at the budget.
+
+Every strategy is a total order of all scored images; the selection for budget k is its first k rows. So changing the
+budget costs nothing.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from pipeline.selection.strategies import _order
+from pipeline.selection.weights import distance_weights
+from pipeline.settings import SelectSettings, parse_budget
+from storage.errors import SelectionError, SettingsError
+from storage.scores.schema import SCORED
+from storage.scores.store import ScoreStore, open_complete
+from storage.selection import Selection, write_selection
+
+
+def select(settings: SelectSettings) -> tuple[Path, Selection]:
+    """Make a selection and write it; returns where it went."""
+    store = open_complete(Path(settings.shards))
+    selection = make_selection(store, settings)
+    path = Path(settings.out) if settings.out else default_path(store.path)
+    write_selection(selection, path)
+    return path, selection
+
+
+def default_path(store: Path) -> Path:
+    """Where the commands look for a store's selection: beside it."""
+    return store.parent / "selection.parquet"
+
+
+def make_selection(store: ScoreStore, settings: SelectSettings) -> Selection:
+    """Order a store's scored images and keep the first ones.
+
+    Raises:
+        SettingsError: the budget is larger than the number of scored images.
+        SelectionError: nothing was scored.
+        StoreError: ``confidence`` without entropy in the store.
+    """
+    rows = np.flatnonzero(store.status() == SCORED)
+    if len(rows) == 0:
+        raise SelectionError(f"no image of {store.path} could be scored, so there is none to select")
+    count = image_count(settings.budget, len(rows)) if settings.strategy != "all" else len(rows)
+    distance, cell = store.column("distance")[rows], store.column("diversity/cell")[rows]
+    order = _order(store, rows, distance, cell, settings)[:count]
+    table = pd.DataFrame(
+        {
+            "row": rows[order],
+            "key": store.column("key")[rows[order]],
+            "rank": np.arange(count),
+            "distance": distance[order],
+            "weight": distance_weights(distance[order], "minmax"),
+            "cell": cell[order],
+        }
+    )
+    about = {"scores": scores_fingerprint(store), "strategy": settings.strategy, "budget": settings.budget}
+    return Selection(table, about)
+
+
+def first(selection: Selection, count: int) -> Selection:
+    """The selection for a smaller budget: its first rows, weighted among themselves."""
+    table = selection.table.head(count)
+    weight = distance_weights(table["distance"].to_numpy(np.float32), "minmax")
+    return Selection(table.assign(weight=weight), selection.about | {"budget": str(count)})
+
+
+def image_count(budget: str, available: int) -> int:
+    """Budget as a number of images. Raises SettingsError where it exceeds what is there."""
+    wanted = parse_budget(budget)
+    count = wanted if isinstance(wanted, int) else max(1, round(wanted * available))
+    if count > available:
+        raise SettingsError(
+            f"--budget {budget} is more than the {available} images that there are; give at most {available}"
+        )
+    return count
+
+
+def check_selection(store: ScoreStore, selection: Selection) -> None:
+    """Raise SelectionError where a selection was not made from this store's scores."""
+    if selection.about.get("scores") != scores_fingerprint(store):
+        raise SelectionError(
+            f"the selection was made from other scores than those in {store.path}; run dfss-select again"
+        )
+
+
+def scores_fingerprint(store: ScoreStore) -> str:
+    """Sha256 over the settings and distances of a store: what a selection was made from."""
+    attributes = {
+        name: v for name, v in store.attributes.items() if name not in ("corpus", "sources", "teacher_path", "complete")
+    }
+    digest = hashlib.sha256(json.dumps(attributes, sort_keys=True).encode())
+    digest.update(store.column("distance").tobytes())
+    return digest.hexdigest()

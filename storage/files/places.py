@@ -1,0 +1,84 @@
+"""Where files lie: below a local folder or behind an fsspec URL.
+
+:class:`Files` is what every place offers, so that listing and reading a corpus are written once. :func:`open_files` is
+where a new kind of place is added; it then has to pass the contract of tests/storage_files_contract.py.
+"""
+
+from typing import BinaryIO, NamedTuple, Protocol
+
+
+class Entry(NamedTuple):
+    """One entry of a folder; ``size`` in bytes, -1 where unknown."""
+
+    name: str
+    is_folder: bool
+    size: int
+
+
+class Files(Protocol):
+    """Files below a root, addressed by posix paths relative to it; ``""`` is the root itself.
+
+    Where a file is not there, the methods raise FileNotFoundError. Other errors are those of the place.
+    """
+
+    def is_file(self, path: str) -> bool:
+        """Tell whether ``path`` is a file."""
+        ...
+
+    def is_folder(self, path: str) -> bool:
+        """Tell whether ``path`` is a folder."""
+        ...
+
+    def entries(self, folder: str) -> list[Entry]:
+        """Return what lies in ``folder``, unsorted."""
+        ...
+
+    def open(self, path: str) -> BinaryIO:
+        """Open a file for reading and seeking."""
+        ...
+
+    def read_file(self, path: str) -> bytes:
+        """Return a whole file."""
+        ...
+
+    def read_range(self, path: str, offset: int, size: int) -> bytes:
+        """Return ``size`` bytes from ``offset``, or fewer where the file ends."""
+        ...
+
+    def close(self) -> None:
+        """Release what is kept open or in memory; a later call opens it again."""
+        ...
+
+
+def open_files(root: str) -> Files:
+    """Return the files below a local folder or fsspec URL.
+
+    Raises:
+        CorpusError: when the protocol is unknown, or the package that serves it is not installed.
+    """
+    for prefix in ("file://", "local://"):
+        root = root.removeprefix(prefix)
+    if is_url(root):
+        from storage.files.remote import RemoteFiles
+
+        return RemoteFiles(root)
+    from storage.files.local import LocalFiles
+
+    return LocalFiles(root)
+
+
+def is_hidden(name: str) -> bool:
+    """Tell whether a file or folder name is one that no user put there as an image (``._x.jpg``, ``__MACOSX``)."""
+    return name == "__MACOSX" or (name.startswith(".") and name not in (".", ".."))
+
+
+def is_url(path: str) -> bool:
+    """Tell whether a path is for fsspec."""
+    return "://" in path or "::" in path
+
+
+def join(root: str, path: str) -> str:
+    """Join a root and a posix path below it; ``""`` and ``.`` as root stand for the current folder."""
+    if not path or root in ("", "."):
+        return path or root
+    return f"{root}{path}" if root.endswith("/") else f"{root}/{path}"

@@ -1,0 +1,119 @@
+"""Files below an fsspec URL."""
+
+import threading
+from collections import OrderedDict
+from typing import Any, BinaryIO, cast
+
+from storage.errors import CorpusError
+from storage.files.places import Entry
+
+READAHEAD = 8 * 2**20
+"""Bytes fetched at once from a remote file that is being read in order."""
+
+_NEAR = 2**20  # a read that starts at most this far behind the previous one continues it
+_WINDOWS = 8  # remote files whose last fetch is kept
+
+
+class _Window:
+    """The part of a remote file that was fetched last; ``data`` is empty while or unless it is kept."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.start, self.end, self.data = 0, -_NEAR - 1, b""
+
+
+class RemoteFiles:
+    """:class:`~storage.files.places.Files` below a URL. Each process needs its own: connections survive no fork."""
+
+    def __init__(self, root: str) -> None:
+        self._fs, path = _filesystem(root)
+        self._root = path.rstrip("/")
+        self._windows: OrderedDict[str, _Window] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def _path(self, path: str) -> str:
+        return f"{self._root}/{path}" if path else self._root
+
+    def _is(self, kind: str, path: str) -> bool:
+        try:
+            return bool(self._fs.info(self._path(path))["type"] == kind)
+        except FileNotFoundError:
+            return False
+
+    def is_file(self, path: str) -> bool:
+        """Tell whether ``path`` is a file."""
+        return self._is("file", path)
+
+    def is_folder(self, path: str) -> bool:
+        """Tell whether ``path`` is a folder."""
+        return self._is("directory", path)
+
+    def entries(self, folder: str) -> list[Entry]:
+        """Return what lies in ``folder``, unsorted."""
+        here = self._path(folder)
+        found = []
+        for info in self._fs.ls(here, detail=True):
+            name = info["name"].rstrip("/").rpartition("/")[2]
+            # Object stores list the folder itself where somebody made an empty object of its name.
+            if info["name"].strip("/") != here.strip("/"):
+                is_folder = info["type"] == "directory"
+                found.append(Entry(name, is_folder, -1 if is_folder or info["size"] is None else int(info["size"])))
+        self._fs.invalidate_cache()  # fsspec would keep a dictionary for each of a million objects
+        return found
+
+    def open(self, path: str) -> BinaryIO:
+        """Open a file for reading and seeking."""
+        return cast(BinaryIO, self._fs.open(self._path(path), "rb"))
+
+    def read_file(self, path: str) -> bytes:
+        """Return a whole file."""
+        return bytes(self._fs.cat_file(self._path(path)))
+
+    def read_range(self, path: str, offset: int, size: int) -> bytes:
+        """Return ``size`` bytes from ``offset``, or fewer where the file ends.
+
+        Reads in order are served from blocks of :data:`READAHEAD` bytes, one request for many images; a read elsewhere
+        fetches no more than it asks for.
+        """
+        window = self._window(path)
+        with window.lock:
+            if window.start <= offset <= window.end + _NEAR:
+                if offset + size > window.start + len(window.data) or not window.data:
+                    window.data = self._fetch(path, offset, max(size, READAHEAD))
+                    window.start, window.end = offset, offset + len(window.data)
+                return window.data[offset - window.start : offset - window.start + size]
+            # Threads overtake each other: a read just before the window is no reason to give it up.
+            if not 0 < window.start - offset <= _NEAR:
+                window.start, window.end, window.data = offset, offset + size, b""
+        return self._fetch(path, offset, size)
+
+    def close(self) -> None:
+        """Forget what was read ahead."""
+        self._windows.clear()
+
+    def _window(self, path: str) -> _Window:
+        with self._lock:
+            window = self._windows.setdefault(path, _Window())
+            self._windows.move_to_end(path)
+            if len(self._windows) > _WINDOWS:
+                self._windows.popitem(last=False)
+            return window
+
+    def _fetch(self, path: str, offset: int, size: int) -> bytes:
+        return bytes(self._fs.cat_file(self._path(path), start=offset, end=offset + size))
+
+
+def _filesystem(url: str) -> tuple[Any, str]:
+    import fsspec
+    from fsspec.registry import known_implementations
+
+    protocol = url.partition("::")[0].partition("://")[0]
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        package = str(known_implementations.get(protocol, {}).get("class", "")).partition(".")[0]
+        remedy = f"pip install {package}" if package not in ("", "fsspec") else str(error)
+        raise CorpusError(f"{url} needs a package that is not installed: {remedy}") from error
+    except ValueError as error:
+        raise CorpusError(f"cannot open {url}: {error}; give a local path, or a URL that fsspec knows") from error
+    return filesystem, path

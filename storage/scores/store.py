@@ -1,0 +1,200 @@
+"""The score store: what stage one measured, one row per image of a corpus, in a Zarr v3 group (docs/artifacts.md).
+
+One work unit is one whole Zarr shard of every array and has one writer. A unit's ``status`` is written last: it is the
+commit. A unit that was interrupted is done again from the start and gives the same bytes.
+
+Shapes: N images, L monitored layers, D embedding numbers, S rows per shard.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from storage.errors import StoreError
+from storage.files.publish import publish, remove
+from storage.manifest import Manifest
+from storage.scores.schema import INNER_CHUNK, PENDING, REJECTED, SCHEMA_VERSION, UNREADABLE, Attributes, ShardScores
+
+# What zarr raises for a folder or a metadata file that is none of its own.
+NOT_ZARR = (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ScoreStore:
+    """An open store. Make one by :func:`create_store` or :func:`open_store`."""
+
+    path: Path
+    group: zarr.Group
+
+    def __len__(self) -> int:
+        """N."""
+        return int(self._array("status").shape[0])
+
+    @property
+    def attributes(self) -> Attributes:
+        """Settings that the scores depend on, and whether they are all there."""
+        return dict(self.group.attrs)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every row is accounted for and the diversity index is built."""
+        return bool(self.group.attrs.get("complete", False))
+
+    def units(self) -> list[range]:
+        """The rows of each work unit."""
+        size = int(self.attributes["shard_size"])
+        return [range(start, min(start + size, len(self))) for start in range(0, len(self), size)]
+
+    def pending_units(self) -> list[range]:
+        """Work units that have no commit yet."""
+        status = self.status()
+        return [rows for rows in self.units() if (status[rows.start : rows.stop] == PENDING).any()]
+
+    def status(self) -> NDArray[np.uint8]:
+        """[N]"""
+        return self.column("status")
+
+    def column(self, name: str) -> NDArray[Any]:
+        """A whole array: ``distance``, ``embedding``, ``diversity/cell``, ... Raises StoreError where there is none."""
+        return np.asarray(self._array(name)[:])
+
+    def has(self, name: str) -> bool:
+        """Whether the store keeps this array."""
+        return name in self.group
+
+    def _array(self, name: str) -> zarr.Array[Any]:
+        if name not in self.group:
+            self._refuse_if_gone()
+            how = "dfss-score --overwrite --entropy" if name == "entropy" else "dfss-score with another --out"
+            raise StoreError(f"{self.path} has no {name!r}; score the corpus anew by {how}")
+        array = self.group[name]
+        assert isinstance(array, zarr.Array)
+        return array
+
+    def _refuse_if_gone(self) -> None:
+        if not (self.path / "zarr.json").exists():
+            raise StoreError(f"{self.path} vanished while it was being used; run dfss-score again")
+
+    def manifest(self) -> Manifest:
+        """The corpus's table of images, as it was listed."""
+        return Manifest(
+            keys=[str(key) for key in self.column("key")],
+            sources=tuple(self.attributes["sources"]),
+            source=self.column("manifest/source"),
+            offset=self.column("manifest/offset"),
+            size=self.column("manifest/size"),
+        )
+
+    def errors(self) -> dict[int, str]:
+        """Row -> error text, for the rows that were not scored."""
+        failed = np.flatnonzero(np.isin(self.status(), (UNREADABLE, REJECTED)))
+        texts = self.column("error")
+        return {int(row): str(texts[row]) for row in failed}
+
+    def write_unit(self, rows: range, scores: ShardScores) -> None:
+        """Write one work unit; its status, the commit, last. Raises StoreError where the store has gone."""
+        self._refuse_if_gone()  # zarr would make its folders anew
+        where = slice(rows.start, rows.stop)
+        values = {field.name: getattr(scores, field.name) for field in dataclasses.fields(scores)}
+        for name, value in values.items():
+            if name != "status" and value is not None:
+                self._array(name)[where] = np.asarray(value, dtype=object) if name == "error" else value
+        self._array("status")[where] = scores.status
+
+    def reopen_failed(self) -> None:
+        """Take back the commit of every unit that holds an unreadable or rejected image."""
+        self.set_complete(False)
+        status = self.status()
+        for rows in self.units():
+            if np.isin(status[rows.start : rows.stop], (UNREADABLE, REJECTED)).any():
+                self._array("status")[rows.start : rows.stop] = PENDING
+
+    def write_diversity(
+        self, centroids: NDArray[np.float32], cell: NDArray[np.int32], index: NDArray[np.uint8]
+    ) -> None:
+        """Write centroids [K, D], the cell of each row [N] (-1 where not scored) and the serialised FAISS index."""
+        remove(self.path / "diversity")  # whatever an interrupted run left of it
+        diversity = self.group.create_group("diversity")
+        rows = int(self.attributes["shard_size"])
+        diversity.create_array("centroids", data=centroids)
+        diversity.create_array("cell", data=cell, chunks=(max(rows, 65536),), fill_value=-1)
+        diversity.create_array("index", data=index, chunks=(min(len(index), 1 << 26),))
+
+    def set_complete(self, complete: bool) -> None:
+        """The final commit, or its withdrawal."""
+        self.group.attrs["complete"] = complete
+
+
+def create_store(path: Path, manifest: Manifest, attributes: Attributes, *, entropy: bool) -> ScoreStore:
+    """Make an empty store, whole or not at all; one that is there is replaced.
+
+    ``attributes`` holds the settings; ``shard_size``, ``layers`` and ``embedding`` among them fix the shapes.
+    """
+    with publish(path) as partial:
+        group = zarr.create_group(partial, zarr_format=3, attributes={**attributes, "complete": False})
+        _create_arrays(group, len(manifest), attributes, entropy=entropy)
+        group["key"][:] = np.asarray(manifest.keys, dtype=object)  # type: ignore[index]
+        listing = group.create_group("manifest")
+        for name in ("source", "offset", "size"):
+            listing.create_array(name, data=getattr(manifest, name), chunks=(1 << 16,))
+    return ScoreStore(path, zarr.open_group(path, mode="r+"))
+
+
+def _create_arrays(group: zarr.Group, count: int, attributes: Attributes, *, entropy: bool) -> None:
+    rows = int(attributes["shard_size"])
+    layers, numbers = len(attributes["layers"]), int(attributes["embedding"]["size"])
+    # Readers may want a few rows of a large shard; a size that does not divide has to be one chunk.
+    inner = INNER_CHUNK if rows % INNER_CHUNK == 0 else rows
+    columns: dict[str, tuple[Any, tuple[int, ...], Any]] = {
+        "key": (str, (), ""),
+        "distance": ("float32", (), np.nan),
+        "layer_distance": ("float32", (layers, 2), np.nan),
+        "embedding": ("float16", (numbers,), 0),
+        "status": ("uint8", (), PENDING),
+        "error": (str, (), ""),
+    }
+    if entropy:
+        columns["entropy"] = ("float32", (), np.nan)
+    for name, (dtype, tail, fill) in columns.items():
+        group.create_array(
+            name, shape=(count, *tail), dtype=dtype, chunks=(inner, *tail), shards=(rows, *tail), fill_value=fill
+        )
+
+
+def open_store(path: Path, *, writable: bool = False) -> ScoreStore:
+    """Open a store. Raises StoreError where there is none, or one of another schema."""
+    if not path.exists():
+        raise StoreError(f"no scores in {path}; run dfss-score --out {path} first")
+    try:
+        group = zarr.open_group(path, mode="r+" if writable else "r", zarr_format=3)
+    except NOT_ZARR as error:
+        raise StoreError(f"{path} is not a score store ({error}); run dfss-score with another --out") from error
+    version = group.attrs.get("schema_version")
+    if version is None:
+        raise StoreError(f"{path} is a Zarr group but not a score store; run dfss-score with another --out")
+    if version != SCHEMA_VERSION:
+        raise StoreError(
+            f"{path} has score schema {version}, this is {SCHEMA_VERSION}; score it anew with dfss-score --overwrite"
+        )
+    return ScoreStore(path, group)
+
+
+def is_store(path: Path) -> bool:
+    """Whether a folder is a score store, of this schema or another, complete or not."""
+    try:
+        return "schema_version" in zarr.open_group(path, mode="r", zarr_format=3).attrs
+    except NOT_ZARR:
+        return False
+
+
+def open_complete(path: Path) -> ScoreStore:
+    """Open a store for reading its scores. Raises StoreError where some are still missing."""
+    store = open_store(path)
+    done = int((store.status() != PENDING).sum())
+    if not store.complete or done < len(store):
+        raise StoreError(f"{path} is not complete ({done} of {len(store)} rows); run dfss-score again to finish it")
+    return store

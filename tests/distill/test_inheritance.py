@@ -1,0 +1,321 @@
+"""What a student takes over from a teacher built like it."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import oracles
+import pytest
+import torch
+from conftest import HEIGHT, WIDTH, tiny_model, tiny_spec
+from stages import prepare_distill
+from torch import nn
+
+from distill.distillation import distill
+from distill.inheritance import Inheritance, feature_distance, inherit, recorded
+from distill.settings import DistillSettings
+from pipeline.models.files import load_model, save_model
+from pipeline.models.segmenter import ModelSpec, Segmenter, build_model
+from pipeline.scoring.run import Scoring
+from pipeline.settings import ScoreSettings
+from storage.errors import ModelError, SettingsError
+
+TEACHER = "tiny_models:stacked"
+
+
+def spec(**arguments: Any) -> ModelSpec:
+    return ModelSpec(
+        builder=TEACHER,
+        num_classes=3,
+        class_names=("sky", "road", "car"),
+        image_size=(HEIGHT, WIDTH),
+        arguments=arguments,
+    )
+
+
+@pytest.fixture
+def stacked_teacher() -> Segmenter:
+    return tiny_model(seed=3, spec=spec())
+
+
+def student(**arguments: Any) -> Segmenter:
+    torch.manual_seed(9)
+    return build_model(spec(**arguments))
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    a, b = one.state_dict(), other.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_shorter_student_begins_with_the_teachers_first_and_last_modules(stacked_teacher: Segmenter) -> None:
+    own, theirs = student(blocks=2), stacked_teacher
+    inheritance = inherit(own, theirs)
+    assert same(own.network.stem, theirs.network.stem)
+    assert same(own.network.blocks[0], theirs.network.blocks[1])
+    assert same(own.network.blocks[1], theirs.network.blocks[2])
+    assert same(own.network.head, theirs.network.head)
+    fixed = {name for name, parameter in own.network.named_parameters() if not parameter.requires_grad}
+    assert {name.split(".")[0] for name in fixed} == {"stem"}
+    assert [pair[1] for pair in inheritance.compared] == [theirs.network.blocks[1][1], theirs.network.blocks[2][1]]
+    resting = {name for name, module in own.network.named_modules() if module in inheritance.resting}
+    assert resting == {"stem", "stem.0", "stem.1", "blocks.0.1", "blocks.1.1"}
+
+
+def test_modules_of_other_shapes_are_the_students_own(stacked_teacher: Segmenter) -> None:
+    own, before = student(width=5), student(width=5)
+    inherit(own, stacked_teacher)
+    assert same(own.network.stem, stacked_teacher.network.stem)
+    assert same(own.network.blocks[1], before.network.blocks[1])
+    # Its BatchNorm has the teacher's shape, but is fed by another convolution.
+    assert same(own.network.blocks[2], before.network.blocks[2])
+    assert same(own.network.head, stacked_teacher.network.head)
+
+
+def test_other_networks_inherit_nothing(stacked_teacher: Segmenter) -> None:
+    own = build_model(tiny_spec("tiny_models:small"))
+    before = {name: tensor.clone() for name, tensor in own.state_dict().items()}
+    inheritance = inherit(own, stacked_teacher)
+    assert inheritance == Inheritance()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in own.state_dict().items())
+    assert all(parameter.requires_grad for parameter in own.parameters())
+
+
+def test_modules_in_blocks_of_another_kind_are_not_the_same() -> None:
+    bottlenecks, basic = smp_model("Unet/resnet50"), smp_model("Unet/resnet34")
+    taken = basic.network.encoder.layer1[0].conv2  # both have a 3x3 convolution of 64 channels here
+    before = taken.weight.clone()
+    inherit(basic, bottlenecks)
+    assert torch.equal(taken.weight, before)
+    assert torch.equal(basic.network.encoder.conv1.weight, bottlenecks.network.encoder.conv1.weight)
+
+
+def test_what_sees_the_same_but_computes_otherwise_is_not_fixed() -> None:
+    dilated, strided = smp_model("DeepLabV3/resnet18"), smp_model("Unet/resnet18", seed=2)
+    inherit(strided, dilated)
+    layer3 = strided.network.encoder.layer3[0]
+    assert not strided.network.encoder.layer2[0].conv1.weight.requires_grad
+    assert layer3.conv1.weight.requires_grad  # stride 2 here, dilation 2 there
+    assert layer3.downsample[0].weight.requires_grad
+
+
+def test_convolutions_that_pad_by_themselves_inherit_too() -> None:
+    teacher = smp_model("Unet/efficientnet-b0")
+    own = smp_model("Unet/efficientnet-b0", seed=2, encoder_depth=4, decoder_channels=[128, 64, 32, 16])
+    resting = inherit(own, teacher).resting
+    before_the_last_stage = [own.network.encoder._conv_stem, *own.network.encoder._blocks[:8]]
+    assert not any(parameter.requires_grad for module in before_the_last_stage for parameter in module.parameters())
+    own.train()  # in which a block may drop parts of itself
+    for module in resting:
+        module.eval()
+    image = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        seen, wanted = own.network.encoder(image)[3], teacher.network.encoder(image)[3]
+    assert torch.allclose(seen, wanted)
+
+
+def smp_model(builder: str, seed: int = 1, **arguments: Any) -> Segmenter:
+    torch.manual_seed(seed)
+    return build_model(
+        ModelSpec(
+            builder=f"smp:{builder}",
+            num_classes=3,
+            class_names=("sky", "road", "car"),
+            image_size=(64, 64),
+            arguments=arguments,
+        )
+    ).eval()
+
+
+def test_normalised_otherwise_nothing_sees_the_same(stacked_teacher: Segmenter) -> None:
+    own = student(blocks=2)
+    own.mean_3HW += 0.2
+    inherit(own, stacked_teacher)
+    assert all(parameter.requires_grad for parameter in own.parameters())
+
+
+def test_the_teacher_over_again_is_refused(stacked_teacher: Segmenter) -> None:
+    with pytest.raises(ModelError, match="is the teacher over again and has nothing to learn"):
+        inherit(student(), stacked_teacher)
+    with pytest.raises(ModelError, match="is the teacher over again"):  # though it has stages that never run
+        inherit(smp_model("PSPNet/resnet18", seed=2), smp_model("PSPNet/resnet18"))
+
+
+def names_of(model: Segmenter, modules: Sequence[nn.Module]) -> set[str]:
+    return {name for name, module in model.network.named_modules() if module in modules}
+
+
+def test_a_student_that_goes_on_begins_where_it_ended_and_shares_what_it_shared(
+    settings: DistillSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = prepare_distill(change(settings, out="start"), monkeypatch)
+    for _ in distill(settings):
+        pass
+    ended = load_model("run/student.safetensors").network
+    assert not same(ended.blocks[0][0], start.model.network.blocks[0][0])  # type: ignore[index, union-attr]
+    told = change(settings, student="run/student.safetensors", student_arguments="{}", out="on")
+    goes_on = prepare_distill(told, monkeypatch)
+    assert same(goes_on.model.network, ended)  # not the teacher's modules again
+    for run in (start, goes_on):
+        compared = [own for own, _ in run.objective.inheritance.compared]
+        fixed = [name for name, parameter in run.model.network.named_parameters() if not parameter.requires_grad]
+        assert names_of(run.model, run.resting) == {"stem", "stem.0", "stem.1", "blocks.0.1", "blocks.1.1"}
+        assert names_of(run.model, compared) == {"blocks.0.1", "blocks.1.1"}
+        assert {name.partition(".")[0] for name in fixed} == {"stem"}
+
+
+def test_a_student_that_goes_on_learns_and_keeps_the_teachers_stem_and_statistics(
+    settings: DistillSettings, stacked_teacher: Segmenter
+) -> None:
+    for _ in distill(settings):
+        pass
+    for _ in distill(change(settings, student="run/student.safetensors", student_arguments="{}", out="on")):
+        pass
+    first, second = (load_model(f"{out}/student.safetensors").network for out in ("run", "on"))
+    assert same(second.stem, stacked_teacher.network.stem)
+    for before, after, theirs in zip(first.blocks, second.blocks, stacked_teacher.network.blocks[1:], strict=True):
+        assert torch.equal(after[1].running_mean, theirs[1].running_mean)
+        assert torch.equal(after[1].running_var, theirs[1].running_var)
+        assert not torch.equal(after[0].weight, before[0].weight)
+
+
+def test_feature_distance_is_in_the_teachers_standard_deviations_image_by_image() -> None:
+    layer = nn.BatchNorm2d(2, eps=0.0)
+    layer.running_var = torch.tensor([4.0, 25.0])
+    theirs = torch.zeros(3, 2, 4, 5)
+    own = theirs.clone()
+    own[1, 0] = 2.0  # one standard deviation in one of two channels
+    own[2, 1] = -10.0  # two
+    mine = nn.BatchNorm2d(2)
+    distance = feature_distance({mine: own}, {layer: theirs}, [(mine, layer)])
+    assert distance.tolist() == pytest.approx([0.0, 0.5, 2.0])
+
+
+def test_feature_distance_is_the_mean_over_layers_of_numpys_squares_over_variance_and_eps() -> None:
+    rng = np.random.default_rng(0)
+    shapes = [(3, 4, 5, 6), (3, 2, 3, 3)]
+    own, theirs = ([rng.normal(0, 2, shape).astype(np.float32) for shape in shapes] for _ in range(2))
+    var = [rng.uniform(0, 0.5, shape[1]).astype(np.float32) for shape in shapes]
+    layers = [nn.BatchNorm2d(len(values), eps=0.2) for values in var]
+    mine = [nn.BatchNorm2d(len(values)) for values in var]
+    for layer, values in zip(layers, var, strict=True):
+        layer.running_var = torch.from_numpy(values)
+    found = feature_distance(
+        dict(zip(mine, map(torch.from_numpy, own), strict=True)),
+        dict(zip(layers, map(torch.from_numpy, theirs), strict=True)),
+        list(zip(mine, layers, strict=True)),
+    )
+    np.testing.assert_allclose(found, oracles.feature_terms(own, theirs, var, 0.2), rtol=1e-5)
+
+
+def test_the_feature_term_reaches_the_student_only(stacked_teacher: Segmenter) -> None:
+    own, teacher = student(blocks=2), stacked_teacher
+    compared = inherit(own, teacher).compared
+    image = torch.rand(2, 3, HEIGHT, WIDTH)
+    with torch.no_grad(), recorded([theirs for _, theirs in compared]) as wanted:
+        teacher(image)
+    with recorded([mine for mine, _ in compared]) as seen:
+        own(image)
+    feature_distance(seen, wanted, compared).sum().backward()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    learning = {name for name, parameter in own.network.named_parameters() if parameter.grad is not None}
+    assert learning  # what lies before the last compared layer
+    assert all(name.startswith("blocks") for name in learning)
+
+
+@pytest.fixture
+def settings(stacked_teacher: Segmenter, image_folder: Path) -> DistillSettings:
+    save_model(stacked_teacher, Path("stacked.safetensors"))
+    for _ in Scoring(ScoreSettings(corpus=str(image_folder), teacher="stacked.safetensors", layers="all")).run():
+        pass
+    return DistillSettings(
+        student=TEACHER, student_arguments='{"blocks": 2}', steps=40, batch_size=4, lr=0.01, budget="1.0", out="run"
+    )
+
+
+def change(settings: DistillSettings, **changes: Any) -> DistillSettings:
+    return dataclasses.replace(settings, **changes)
+
+
+def test_a_run_keeps_what_is_fixed_and_the_teachers_statistics(
+    settings: DistillSettings, stacked_teacher: Segmenter
+) -> None:
+    for _ in distill(settings):
+        pass
+    trained = load_model("run/student.safetensors").network
+    teacher = stacked_teacher.network
+    assert same(trained.stem, teacher.stem)
+    for mine, theirs in zip(trained.blocks, list(teacher.blocks)[1:], strict=True):
+        assert torch.equal(mine[1].running_mean, theirs[1].running_mean)
+        assert torch.equal(mine[1].running_var, theirs[1].running_var)
+        assert not torch.equal(mine[0].weight, theirs[0].weight)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_an_inheriting_run_that_is_interrupted_and_resumed_ends_with_the_same_student(
+    precision: Any, settings: DistillSettings
+) -> None:
+    settings = change(settings, steps=12, checkpoint_every=5, precision=precision)
+    for _ in distill(change(settings, out="whole")):
+        pass
+    steps = distill(change(settings, out="halved"))
+    for step in steps:
+        if step.done == 8:
+            break
+    steps.close()  # type: ignore[attr-defined]
+    for _ in distill(change(settings, out="halved", resume=True)):
+        pass
+    whole, halved = (Path(out, "student.safetensors").read_bytes() for out in ("whole", "halved"))
+    assert whole == halved
+
+
+def test_a_run_begun_before_there_was_inheritance_is_not_resumed_with_it(settings: DistillSettings) -> None:
+    settings = change(settings, steps=12, checkpoint_every=5)
+    steps = distill(change(settings, inherit=False, features=0.0))
+    for step in steps:
+        if step.done == 6:
+            break
+    steps.close()  # type: ignore[attr-defined]
+    held = json.loads(Path("run/settings.json").read_text())
+    Path("run/settings.json").write_text(
+        json.dumps({k: v for k, v in held.items() if k not in ("inherit", "features")})
+    )
+    with pytest.raises(SettingsError, match=r"inherit=False \(now True\)"):
+        for _ in distill(change(settings, resume=True)):
+            pass
+    for _ in distill(change(settings, inherit=False, features=0.0, resume=True)):
+        pass
+    assert Path("run/student.safetensors").exists()
+
+
+def features_apart(path: str, teacher: Segmenter, images: torch.Tensor) -> float:
+    own = load_model(path)
+    pairs = [(mine[1], theirs[1]) for mine, theirs in zip(own.network.blocks, teacher.network.blocks[1:], strict=True)]
+    with torch.no_grad(), recorded([mine for mine, _ in pairs]) as seen, recorded([theirs for _, theirs in pairs]) as w:
+        own(images)
+        teacher(images)
+    return float(feature_distance(seen, w, pairs).mean())
+
+
+def test_the_feature_term_brings_the_features_nearer(settings: DistillSettings, stacked_teacher: Segmenter) -> None:
+    images = torch.rand(8, 3, HEIGHT, WIDTH)
+    apart = {}
+    for weight in (0.0, 10.0):
+        for _ in distill(change(settings, features=weight, out=f"run-{weight}")):
+            pass
+        apart[weight] = features_apart(f"run-{weight}/student.safetensors", stacked_teacher, images)
+    assert apart[10.0] < 0.8 * apart[0.0]
+
+
+def test_without_inheritance_everything_is_learnt(settings: DistillSettings, stacked_teacher: Segmenter) -> None:
+    for _ in distill(change(settings, inherit=False)):
+        pass
+    assert not same(load_model("run/student.safetensors").network.stem, stacked_teacher.network.stem)
+
+
+def test_a_negative_weight_is_refused() -> None:
+    with pytest.raises(SettingsError, match="features is -1"):
+        DistillSettings(features=-1)

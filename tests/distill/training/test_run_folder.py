@@ -1,0 +1,97 @@
+"""Which settings decide the model that a run ends with: all but a few, field by field."""
+
+import dataclasses
+import json
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import tiny_model
+from stages import make_settings, make_train_settings, run_distill, score_folder, select_images
+
+from distill.settings import DistillSettings, OptimisationSettings, TrainSettings
+from distill.training.run_folder import RunFolder
+from storage.errors import SettingsError
+from storage.selection import write_selection
+
+# What a user may change between the two halves of a run: where things lie, and what is looked at meanwhile.
+FREE = {"resume", "overwrite", "out", "val", "eval_every", "checkpoint_every", "device", "root"}
+TOLD: dict[type, OptimisationSettings] = {
+    DistillSettings: make_settings(),
+    TrainSettings: make_train_settings(Path("data")),
+}
+ABOUT = {"held_back": 1, "student_of": "abc"}
+OTHER: dict[str, Any] = {"image_size": "48x64", "student_arguments": '{"width": 5}', "arguments": '{"width": 5}'}
+
+
+def other_value(kind: type, name: str, value: Any) -> Any:
+    """Another value that the field may have."""
+    if name in OTHER:
+        return OTHER[name]
+    hint = typing.get_type_hints(kind)[name]
+    if typing.get_origin(hint) is typing.Literal:
+        return next(choice for choice in typing.get_args(hint) if choice != value)
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + 1
+    if isinstance(value, float):
+        return value / 2 + 0.01
+    return "5" if value != "5" else "6"
+
+
+FIELDS = [(kind, field.name) for kind in TOLD for field in dataclasses.fields(kind)]
+
+
+def started(settings: OptimisationSettings) -> RunFolder:
+    folder = RunFolder(Path("claimed"), "model.safetensors")
+    folder.claim(settings, ABOUT)
+    optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)])
+    folder.save_checkpoint(3, tiny_model(), optimizer)
+    return folder
+
+
+@pytest.mark.parametrize(("kind", "name"), FIELDS, ids=lambda value: getattr(value, "__name__", value))
+def test_a_run_goes_on_with_another_value_of_a_free_setting_only(kind: type, name: str) -> None:
+    told = TOLD[kind]
+    changed = dataclasses.replace(told, **{name: other_value(kind, name, getattr(told, name))})
+    assert getattr(changed, name) != getattr(told, name)
+    folder = started(told)
+    again = changed if name in ("resume", "overwrite") else dataclasses.replace(changed, resume=True)
+    if name == "overwrite":
+        folder.claim(again, ABOUT)
+        assert not folder.checkpoint.exists()  # replaced, as it was told
+    elif name in FREE:
+        folder.claim(again, ABOUT)
+        assert folder.checkpoint.exists()
+    else:
+        with pytest.raises(SettingsError, match=rf"begun with {name}=.* \(now .*\); --overwrite starts afresh"):
+            folder.claim(again, ABOUT)
+        assert folder.checkpoint.exists()
+        folder.claim(dataclasses.replace(again, overwrite=True), ABOUT)
+        assert not folder.checkpoint.exists()
+
+
+@pytest.mark.parametrize("about", [{**ABOUT, "student_of": "abd"}, {**ABOUT, "held_back": 2}])
+def test_what_else_decides_the_model_is_compared_as_well(about: dict[str, Any]) -> None:
+    told = TOLD[DistillSettings]
+    with pytest.raises(SettingsError, match="begun with"):
+        started(told).claim(dataclasses.replace(told, resume=True), about)
+
+
+def test_a_run_is_not_resumed_on_another_selection_or_teacher(image_folder: Path, teacher_file: Path) -> None:
+    store = score_folder(image_folder, teacher_file)
+    write_selection(select_images(store, budget=9), Path("selection.parquet"))
+    told = make_settings(budget=None, steps=2)
+    run_distill(told)
+    held = json.loads(Path("run/settings.json").read_text())
+    assert held["teacher"] == store.attributes["teacher"]
+    assert held["held_back"] == 0
+    teacher_file.rename("moved.safetensors")  # the same teacher elsewhere is the same teacher
+    run_distill(dataclasses.replace(told, teacher="moved.safetensors", resume=True))
+    told = dataclasses.replace(told, teacher="moved.safetensors")
+    write_selection(select_images(store, budget=9, strategy="nearest"), Path("selection.parquet"))
+    with pytest.raises(SettingsError, match=r"begun with selection=.*ads.* \(now .*nearest"):
+        run_distill(dataclasses.replace(told, resume=True))

@@ -1,0 +1,277 @@
+"""Statistics and distances against float64 numpy formulas that share no code with ours."""
+
+import shutil
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_model, tiny_spec
+from numpy.typing import NDArray
+from torch import nn
+
+from pipeline.batchnorm.distances import distance, layer_distances
+from pipeline.batchnorm.layers import choose_layers, find_layers
+from pipeline.batchnorm.moments import FusedMoments, measure, record_bn_statistics, shifted_moments
+from pipeline.models.segmenter import ModelSpec, Segmenter, build_model
+from storage.errors import ModelError
+
+Oracle = dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
+
+
+def inputs_of(teacher: Segmenter, images: torch.Tensor, names: list[str]) -> dict[str, NDArray[np.float64]]:
+    """The BatchNorm layers' inputs, one image at a time, by hooks of the test's own."""
+    kept: dict[str, list[NDArray[np.float64]]] = {name: [] for name in names}
+    handles = [
+        teacher.network.get_submodule(name).register_forward_hook(
+            lambda module, inputs, output, name=name: kept[name].append(inputs[0].double().numpy())
+        )
+        for name in names
+    ]
+    with torch.no_grad():
+        for image in images:
+            teacher(image[None])
+    for handle in handles:
+        handle.remove()
+    return {name: np.concatenate(values) for name, values in kept.items()}
+
+
+def oracle(teacher: Segmenter, images: torch.Tensor, names: list[str], kind: str) -> NDArray[np.float64]:
+    parts = []
+    for name, inputs in inputs_of(teacher, images, names).items():
+        module = teacher.network.get_submodule(name)
+        assert isinstance(module, nn.BatchNorm2d)
+        running_mean = module.running_mean.double().numpy()  # type: ignore[union-attr]
+        running_var = module.running_var.double().numpy()  # type: ignore[union-attr]
+        mean, var = inputs.mean(axis=(2, 3)), inputs.var(axis=(2, 3))
+        if kind == "paper":
+            one, two = np.linalg.norm(mean - running_mean, axis=1), np.linalg.norm(var - running_var, axis=1)
+        else:
+            score = (mean - running_mean) / np.sqrt(running_var + module.eps)
+            ratio = np.log((var + module.eps) / (running_var + module.eps))
+            one, two = np.sqrt((score**2).mean(axis=1)), np.sqrt((ratio**2).mean(axis=1))
+        parts.append(np.stack([one, two], axis=1))
+    return np.stack(parts, axis=1)
+
+
+def measured(teacher: Segmenter, images: torch.Tensor, kind: str, batch_size: int, layers: str = "all") -> torch.Tensor:
+    chosen = choose_layers(find_layers(teacher), layers)
+    results = []
+    with torch.inference_mode():
+        for batch in images.split(batch_size):
+            with record_bn_statistics(chosen, stop_after_last=True) as statistics:
+                measure(teacher, batch)
+            results.append(layer_distances(statistics, chosen, kind))  # type: ignore[arg-type]
+    return torch.cat(results)
+
+
+def resnet_teacher() -> Segmenter:
+    spec = ModelSpec(
+        builder="torchvision:deeplabv3_resnet50",
+        num_classes=3,
+        class_names=("a", "b", "c"),
+        image_size=(64, 96),
+    )
+    torch.manual_seed(0)
+    model = build_model(spec).eval()
+    for module in model.modules():  # running statistics as training leaves them: every channel different
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_var, 0.5, 2.0)  # type: ignore[arg-type]
+            nn.init.normal_(module.running_mean, std=0.3)  # type: ignore[arg-type]
+    return model
+
+
+@pytest.mark.parametrize("kind", ["paper", "standardized"])
+@pytest.mark.parametrize("make", [tiny_model, resnet_teacher], ids=["tiny", "deeplabv3_resnet50"])
+def test_distances_agree_with_float64_numpy_for_batches_of_1_and_7(make: Callable[[], Segmenter], kind: str) -> None:
+    teacher = make()
+    height, width = teacher.spec.image_size
+    images = torch.rand(7, 3, height, width, generator=torch.Generator().manual_seed(1))
+    names = [layer.name for layer in find_layers(teacher)]
+    expected = oracle(teacher, images, names, kind)
+    for batch_size in (1, 7):
+        actual = measured(teacher, images, kind, batch_size)
+        np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-4)
+        np.testing.assert_allclose(distance(actual).numpy(), expected.sum(axis=2).mean(axis=1), rtol=1e-4)
+
+
+def test_a_row_does_not_depend_on_the_other_images_of_its_batch() -> None:
+    teacher = tiny_model()
+    images = torch.rand(6, 3, 24, 32)
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    torch.testing.assert_close(
+        measured(teacher, images[order], "standardized", 4), measured(teacher, images, "standardized", 6)[order]
+    )
+
+
+def test_statistics_stay_exact_where_the_mean_dwarfs_the_deviation() -> None:
+    from pipeline.batchnorm.moments import statistics_of
+
+    module = nn.BatchNorm2d(2)
+    module.running_mean = torch.tensor([1000.0, -1000.0])
+    values = np.random.default_rng(0).normal([1000.5, -1000.5], 0.01, (3, 20, 30, 2)).transpose(0, 3, 1, 2)
+    values32 = values.astype(np.float32)
+    found = statistics_of(torch.from_numpy(values32), module)
+    exact = values32.astype(np.float64)
+    np.testing.assert_allclose(found.mean_NC.numpy(), exact.mean(axis=(2, 3)), rtol=1e-6)
+    np.testing.assert_allclose(found.var_NC.numpy(), exact.var(axis=(2, 3)), rtol=1e-2)
+
+
+def test_statistics_by_two_plain_means_are_exact_around_the_running_mean() -> None:
+    values = np.random.default_rng(0).normal(1000.5, 0.5, (3, 2, 20, 30)).astype(np.float32)
+    mean, var = shifted_moments(torch.from_numpy(values), torch.tensor([1000.0, 1001.0]))
+    exact = values.astype(np.float64)
+    np.testing.assert_allclose(mean.numpy(), exact.mean(axis=(2, 3)), rtol=1e-6)
+    np.testing.assert_allclose(var.numpy(), exact.var(axis=(2, 3)), rtol=1e-4)
+
+
+def test_without_a_working_compiler_statistics_run_uncompiled_and_say_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def compile_fails(*_: object, **__: object) -> object:
+        def call(*_: object) -> None:
+            raise RuntimeError("Failed to find C compiler\nmore")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compile_fails)
+    moments, values, shift = FusedMoments(), torch.rand(2, 3, 4, 5), torch.zeros(3)
+    for _ in range(2):
+        torch.testing.assert_close(moments(values, shift), shifted_moments(values, shift))
+    assert len(caplog.records) == 1
+    assert "run uncompiled and slower: torch.compile failed: Failed to find C compiler" in caplog.text
+    assert "more" not in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_statistics_are_those_of_the_plain_means() -> None:
+    moments = FusedMoments()
+    for shape in ((2, 3, 8, 6), (5, 16, 12, 20), (1, 7, 2, 3)):
+        values, shift = torch.randn(shape).contiguous(memory_format=torch.channels_last), torch.randn(shape[1])
+        torch.testing.assert_close(moments(values, shift), shifted_moments(values, shift), rtol=1e-4, atol=1e-5)
+    assert moments._moments is not shifted_moments
+
+
+def test_statistics_are_float32_whatever_the_forward_computes_in() -> None:
+    teacher = tiny_model()
+    layers = find_layers(teacher)
+    with (
+        torch.inference_mode(),
+        torch.autocast("cpu", torch.bfloat16),
+        record_bn_statistics(layers, stop_after_last=True) as statistics,
+    ):
+        measure(teacher, torch.rand(2, 3, 24, 32))
+    assert {value.mean_NC.dtype for value in statistics.values()} == {torch.float32}
+
+
+def test_the_forward_ends_at_the_last_monitored_layer() -> None:
+    teacher = tiny_model()
+    ran: list[str] = []
+    for name in ("stem.0", "body.0", "neck.0"):
+        teacher.network.get_submodule(name).register_forward_hook(lambda *_, name=name: ran.append(name))
+    layers = choose_layers(find_layers(teacher), "body.1")
+    ran.clear()
+    with record_bn_statistics(layers, stop_after_last=True) as statistics:
+        assert measure(teacher, torch.rand(1, 3, 24, 32)) is None
+    assert ran == ["stem.0", "body.0"]
+    assert list(statistics) == ["body.1"]
+
+
+def test_hooks_are_gone_after_the_block_even_when_it_fails() -> None:
+    teacher = tiny_model()
+    layers = find_layers(teacher)
+    with pytest.raises(ZeroDivisionError), record_bn_statistics(layers, stop_after_last=True):
+        raise ZeroDivisionError
+    assert not any(layer.module._forward_pre_hooks for layer in layers)
+
+
+def test_layers_come_in_the_order_of_the_forward_pass_and_pooled_ones_are_left_out() -> None:
+    names = [layer.name for layer in find_layers(resnet_teacher())]
+    assert names[0] == "backbone.bn1"
+    assert not any("convs.4" in name for name in names)  # the ASPP's global pooling
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ("all", ["stem.1", "body.1", "neck.1"]),
+        ("neck.1, stem.1", ["stem.1", "neck.1"]),
+        ("*k.1", ["neck.1"]),
+    ],
+)
+def test_layers_are_chosen_by_name_and_glob(wanted: str, expected: list[str]) -> None:
+    assert [layer.name for layer in choose_layers(find_layers(tiny_model()), wanted)] == expected
+
+
+@pytest.mark.parametrize(
+    ("builder", "expected"),
+    [
+        # layers 40 to 42 of the backbone's 53
+        (
+            "torchvision:deeplabv3_resnet50",
+            ["backbone.layer3.4.bn3", "backbone.layer3.5.bn1", "backbone.layer3.5.bn2"],
+        ),
+        # 35 to 37 of 46
+        (
+            "torchvision:lraspp_mobilenet_v3_large",
+            ["backbone.12.block.1.1", "backbone.12.block.3.1", "backbone.13.block.0.1"],
+        ),
+        ("smp:Unet/resnet18", ["encoder.layer4.0.bn1"]),  # 16 of the encoder's 20
+        ("tiny_models:tiny", ["stem.1"]),  # the stem is a third of the layers, so it is the backbone
+        ("tiny_models:stacked", ["blocks.1.1"]),  # it is a quarter, so the whole network is: the third of four
+    ],
+)
+def test_the_default_layers_lie_at_75_to_80_percent_of_the_backbone(builder: str, expected: list[str]) -> None:
+    names = ("a", "b", "c")
+    spec = ModelSpec(builder=builder, num_classes=3, class_names=names, image_size=(64, 64))
+    layers = find_layers(build_model(spec).eval())
+    assert [layer.name for layer in choose_layers(layers, "default")] == expected
+
+
+def test_an_unknown_layer_is_named_beside_those_that_exist() -> None:
+    with pytest.raises(ModelError, match=r"no BatchNorm layer is called 'tail\.\*'.*stem\.1"):
+        choose_layers(find_layers(tiny_model()), "stem.1,tail.*")
+
+
+def test_a_layer_that_a_pass_runs_through_twice_is_left_out() -> None:
+    model = tiny_model()
+    network = model.network
+    network.body = nn.Sequential(network.body, nn.Conv2d(16, 16, 1), network.body[1])  # type: ignore[index]
+    assert [layer.name for layer in find_layers(model)] == ["stem.1", "neck.1"]
+
+
+def test_a_teacher_that_normalises_by_its_batch_is_refused() -> None:
+    model = tiny_model()
+    model.network.body[1] = nn.BatchNorm2d(16, track_running_stats=False)  # type: ignore[index, operator, union-attr]
+    with pytest.raises(ModelError, match=r"layer body\.1 .* by its batch"):
+        find_layers(model)
+
+
+def test_inputs_passed_by_name_are_seen_too() -> None:
+    class ByName(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+            self.head = nn.Conv2d(3, 3, 1)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.head(self.norm(input=images))  # type: ignore[no-any-return]
+
+    model = Segmenter(ByName(), tiny_spec()).eval()
+    assert measured(model, torch.rand(2, 3, 24, 32), "paper", 2).shape == (2, 1, 2)
+
+
+def test_a_teacher_without_batch_norm_is_told_what_it_has_instead() -> None:
+    with pytest.raises(ModelError, match=r"no BatchNorm.*1 GroupNorm"):
+        find_layers(build_model(tiny_spec("tiny_models:without_batch_norm")))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", ["paper", "standardized"])
+def test_a_gpu_measures_what_the_cpu_does(kind: str) -> None:
+    images = torch.rand(5, 3, 24, 32)
+    on_gpu = measured(tiny_model().cuda(), images.cuda(), kind, 5)
+    torch.testing.assert_close(on_gpu.cpu(), measured(tiny_model(), images, kind, 5), rtol=2e-3, atol=1e-4)

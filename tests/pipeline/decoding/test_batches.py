@@ -1,0 +1,65 @@
+"""Batches of decoded images."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.decoding.batches import BATCHES_AHEAD, load_batches
+from storage.errors import CorpusError, ImageError, RejectedImageError
+from storage.scores.schema import REJECTED, UNREADABLE
+
+
+class FakeReader:
+    """Row number as bytes; remembers what was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+        self.lock = threading.Lock()
+
+    def read(self, row: int) -> bytes:
+        with self.lock:
+            self.asked.append(row)
+        time.sleep(0.001 * (row % 3))  # threads end in another order than they began
+        if row == 99:
+            raise CorpusError("the corpus has gone")
+        return str(row).encode()
+
+
+def decode(data: bytes) -> NDArray[np.uint8]:
+    row = int(data)
+    if row % 7 == 3:
+        raise ImageError("broken")
+    if row % 7 == 5:
+        raise RejectedImageError("too small")
+    return np.full((2, 3, 3), row, np.uint8)
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_batches_come_in_order_never_cross_a_unit_and_tell_failures_apart(workers: int) -> None:
+    units = [range(10, 17), range(20, 24)]
+    batches = list(load_batches(FakeReader(), decode, units, batch_size=3, workers=workers))
+    assert [batch.rows for batch in batches] == [
+        range(10, 13), range(13, 16), range(16, 17), range(20, 23), range(23, 24),
+    ]  # fmt: skip
+    for batch in batches:
+        assert sorted([*batch.good, *batch.failures]) == list(batch.rows)
+        assert list(batch.images_NHW3[:, 0, 0, 0]) == batch.good
+        for row, failure in batch.failures.items():
+            assert failure.status == (UNREADABLE if row % 7 == 3 else REJECTED)
+
+
+def test_only_a_few_batches_are_ever_in_memory() -> None:
+    reader = FakeReader()
+    batches = load_batches(reader, decode, [range(0, 90)], batch_size=2, workers=2)
+    next(batches)
+    time.sleep(0.1)
+    assert len(reader.asked) <= 2 * (BATCHES_AHEAD + 1)
+    batches.close()  # type: ignore[attr-defined]
+
+
+def test_a_corpus_that_has_gone_ends_the_run() -> None:
+    with pytest.raises(CorpusError, match="has gone"):
+        list(load_batches(FakeReader(), decode, [range(98, 100)], batch_size=1, workers=2))

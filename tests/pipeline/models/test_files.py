@@ -1,0 +1,225 @@
+"""Model files: what goes in comes out, and what cannot come out says why."""
+
+from pathlib import Path
+
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+from conftest import HEIGHT, NAMES, WIDTH, tiny_model, tiny_spec
+from safetensors.torch import save_file
+from torch import nn
+from torchvision.models.segmentation import lraspp_mobilenet_v3_large
+
+from pipeline.models.builders import TRUSTED_BUILDERS, build_network, resolve_builder, without_unused
+from pipeline.models.files import load_model, load_weights, read_spec, save_model
+from pipeline.models.hooks import probe
+from pipeline.models.segmenter import ModelSpec, Segmenter, build_model, fingerprint
+from storage.errors import ModelError
+
+
+def test_a_saved_model_predicts_the_same_when_loaded(teacher: Segmenter, tmp_path: Path) -> None:
+    save_model(teacher, tmp_path / "a.safetensors")
+    loaded = load_model(tmp_path / "a.safetensors")
+    images = torch.rand(2, 3, HEIGHT, WIDTH)
+    torch.testing.assert_close(loaded(images), teacher(images), rtol=0, atol=0)
+    assert loaded.spec == teacher.spec
+    assert not loaded.training
+
+
+def test_the_same_model_gives_the_same_bytes(teacher: Segmenter, tmp_path: Path) -> None:
+    save_model(teacher, tmp_path / "a.safetensors")
+    save_model(load_model(tmp_path / "a.safetensors"), tmp_path / "b.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_logits_have_the_size_of_the_images_whatever_the_network_returns(teacher: Segmenter) -> None:
+    assert teacher(torch.rand(2, 3, 30, 50)).shape == (2, 3, 30, 50)
+
+
+def test_bytes_and_floats_are_the_same_image(teacher: Segmenter) -> None:
+    images = torch.randint(0, 256, (1, 3, HEIGHT, WIDTH), dtype=torch.uint8)
+    torch.testing.assert_close(teacher(images), teacher(images.float() / 255))
+
+
+def test_torchvision_and_smp_builders_give_the_library_networks() -> None:
+    for builder, expected in (
+        ("torchvision:lraspp_mobilenet_v3_large", lraspp_mobilenet_v3_large(num_classes=3, weights_backbone=None)),
+        ("smp:Unet/resnet18", smp.Unet("resnet18", encoder_weights=None, classes=3)),
+    ):
+        spec = ModelSpec(builder=builder, num_classes=3, class_names=NAMES, image_size=(64, 64))
+        model = build_model(spec).eval()
+        model.network.load_state_dict(expected.state_dict())
+        images = torch.rand(1, 3, 64, 64)
+        output = expected.eval()(model.normalise(images))
+        logits = output["out"] if isinstance(output, dict) else output
+        torch.testing.assert_close(model(images), logits)
+
+
+@pytest.mark.parametrize(
+    ("name", "builder"),
+    [
+        ("lraspp_mobilenet_v3_large", "torchvision:lraspp_mobilenet_v3_large"),
+        ("Unet/mobilenet_v2", "smp:Unet/mobilenet_v2"),
+        ("pkg.module:make", "pkg.module:make"),
+    ],
+)
+def test_short_names_stand_for_builders(name: str, builder: str) -> None:
+    assert resolve_builder(name) == builder
+
+
+@pytest.mark.parametrize(
+    ("builder", "message"),
+    [
+        ("resnet9000", "unknown builder 'resnet9000'"),
+        ("torchvision:resnet50", "no segmentation model 'resnet50'"),
+        ("smp:Unet", "names no encoder"),
+        ("smp:Nothing/resnet18", "cannot be built"),
+        ("tiny_models:absent", "cannot be built"),
+        ("tiny_models:not_a_network", "returned int, not a torch module"),
+    ],
+)
+def test_a_builder_that_cannot_be_used_says_why(builder: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        build_model(tiny_spec(builder))
+
+
+def test_code_that_the_user_has_not_trusted_is_not_run(monkeypatch: pytest.MonkeyPatch, teacher_file: Path) -> None:
+    monkeypatch.setenv(TRUSTED_BUILDERS, "somebody.else")
+    with pytest.raises(ModelError, match=f"{TRUSTED_BUILDERS}=tiny_models"):
+        load_model(teacher_file)
+
+
+def test_a_file_without_description_points_to_the_import_command(tmp_path: Path) -> None:
+    save_file({"weight": torch.ones(2)}, tmp_path / "bare.safetensors")
+    with pytest.raises(ModelError, match="dfss-import"):
+        read_spec(tmp_path / "bare.safetensors")
+
+
+def test_a_missing_and_a_broken_file_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no model file"):
+        load_model(tmp_path / "absent.safetensors")
+    (tmp_path / "text.safetensors").write_text("not weights")
+    with pytest.raises(ModelError, match="not a safetensors file"):
+        load_model(tmp_path / "text.safetensors")
+
+
+def test_weights_of_another_network_are_refused_by_name(teacher: Segmenter, tmp_path: Path) -> None:
+    wider = ModelSpec(**{**_fields(teacher.spec), "arguments": {"width": 4}})
+    save_model(Segmenter(teacher.network, wider), tmp_path / "wrong.safetensors")
+    with pytest.raises(ModelError, match=r"body\.0\.weight is \(16, 8, 3, 3\), not \(8, 4, 3, 3\)"):
+        load_model(tmp_path / "wrong.safetensors")
+
+
+def test_a_network_with_other_classes_than_described_is_refused(teacher: Segmenter) -> None:
+    spec = ModelSpec(**{**_fields(teacher.spec), "num_classes": 2, "class_names": ("a", "b")})
+    with pytest.raises(ModelError, match="gives 3 classes, its description says 2"):
+        probe(Segmenter(teacher.network, spec))
+
+
+def _fields(spec: ModelSpec) -> dict[str, object]:
+    return {name: getattr(spec, name) for name in ModelSpec.__slots__}
+
+
+def test_fingerprints_tell_weights_apart_and_nothing_else(teacher: Segmenter, teacher_file: Path) -> None:
+    assert fingerprint(load_model(teacher_file)) == fingerprint(teacher)
+    assert fingerprint(tiny_model(seed=1)) != fingerprint(teacher)
+
+
+def test_a_fingerprint_sees_what_the_builder_is_told(teacher: Segmenter) -> None:
+    other = ModelSpec(**{**_fields(teacher.spec), "arguments": {"width": 8}})  # type: ignore[arg-type]
+    assert fingerprint(Segmenter(teacher.network, other)) != fingerprint(teacher)
+
+
+def test_a_network_that_wants_its_auxiliary_head_gets_it_back(tmp_path: Path) -> None:
+    spec = ModelSpec(
+        builder="torchvision:fcn_resnet50",
+        arguments={"aux_loss": True},
+        num_classes=3,
+        class_names=NAMES,
+        image_size=(64, 64),
+    )
+    save_model(build_model(spec), tmp_path / "aux.safetensors")
+    assert any(
+        name.startswith("aux_classifier") for name in load_model(tmp_path / "aux.safetensors").network.state_dict()
+    )
+
+
+def test_official_weights_load_from_the_cache_and_name_the_missing_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+    def no_network(*_: object, **__: object) -> None:
+        from urllib.error import URLError
+
+        raise URLError("no network")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", no_network)
+    name = "torchvision:lraspp_mobilenet_v3_large@DEFAULT"
+    with pytest.raises(ModelError, match=r"checkpoints/lraspp_mobilenet_v3_large-d234d4ea\.pth.*no network"):
+        load_model(name)
+    network = lraspp_mobilenet_v3_large(num_classes=21, weights_backbone=None)
+    cache = tmp_path / "hub" / "checkpoints"
+    cache.mkdir(parents=True, exist_ok=True)
+    torch.save(network.state_dict(), cache / "lraspp_mobilenet_v3_large-d234d4ea.pth")
+    model = load_model(name)
+    assert (model.spec.num_classes, model.spec.class_names[1], model.spec.image_size) == (21, "aeroplane", (520, 520))
+    torch.testing.assert_close(model.network.state_dict()["classifier.low_classifier.weight"],
+                               network.state_dict()["classifier.low_classifier.weight"])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("torchvision:fcn_resnet50@V9", "has no weights 'V9'"),
+        ("smp:Unet/resnet18@DEFAULT", "official weights exist for"),
+    ],
+)
+def test_unknown_official_weights_are_refused(name: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        load_model(name)
+
+
+@pytest.mark.parametrize("encoder", ["resnet18", "mobilenet_v2", "efficientnet-b0"])
+def test_stages_beyond_the_encoders_depth_are_left_out(encoder: str) -> None:
+    arguments = {"encoder_depth": 3, "decoder_channels": [16, 8, 8]}
+    torch.manual_seed(0)
+    whole = smp.Unet(encoder, encoder_weights=None, classes=3, **arguments).eval()
+    torch.manual_seed(0)
+    lean = build_network(f"smp:Unet/{encoder}", 3, arguments).eval()
+    image = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        assert torch.equal(whole(image), lean(image))
+    assert count(lean) < 0.25 * count(whole)
+
+
+def test_weights_that_still_hold_those_stages_can_be_loaded() -> None:
+    arguments = {"encoder_depth": 3, "decoder_channels": [16, 8, 8]}
+    whole = smp.Unet("resnet18", encoder_weights=None, classes=3, **arguments)
+    lean = build_network("smp:Unet/resnet18", 3, arguments)
+    load_weights(lean, whole.state_dict(), origin="whole.pth")
+    assert torch.equal(lean.encoder.conv1.weight, whole.encoder.conv1.weight)
+    with pytest.raises(ModelError, match=r"unknown encoder.layer9.weight"):
+        load_weights(lean, {**whole.state_dict(), "encoder.layer9.weight": torch.zeros(1)}, origin="whole.pth")
+
+
+def test_a_lean_student_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
+    arguments = {"encoder_depth": 3, "decoder_channels": [16, 8, 8]}
+    spec = ModelSpec(
+        builder="smp:Unet/resnet18", num_classes=3, class_names=NAMES, image_size=(32, 32), arguments=arguments
+    )
+    model = build_model(spec)
+    save_model(model, tmp_path / "lean.safetensors")
+    assert fingerprint(load_model(tmp_path / "lean.safetensors")) == fingerprint(model)
+
+
+def count(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_a_network_that_takes_no_small_square_or_returns_several_things_stays_whole() -> None:
+    assert count(without_unused(nn.Sequential(nn.Flatten(), nn.Linear(7, 2)))) == 16
+    labelled = build_network(
+        "smp:Unet/resnet18", 3, {"encoder_depth": 4, "decoder_channels": [8] * 4, "aux_params": {"classes": 2}}
+    )
+    assert count(labelled.encoder.layer4) > 0
