@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import json
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,10 @@ from distill.settings import DistillSettings
 from pipeline.models.builders import resolve_builder
 from pipeline.models.files import load_model
 from pipeline.models.segmenter import build_model
-from pipeline.scoring.run import Scoring
+from pipeline.process import keep_freed_memory
+from pipeline.scoring.run import score
 from pipeline.settings import ScoreSettings
-from storage.commandline.command import keep_freed_memory
+from storage.progress import Progress, Step
 
 STEPS = 10  # in a round
 
@@ -64,31 +66,65 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, list[float]]
     teacher = teacher_of(options.teacher, options.size, folder)
     write_tar(folder / "images.tar", options.images, photograph)
     scores = folder / "scores.zarr"
-    for _ in Scoring(
-        ScoreSettings(corpus=str(folder / "images.tar"), teacher=str(teacher), out=str(scores), batch_size=8)
-    ).run():
-        pass
-    steps = distill(
-        DistillSettings(
-            shards=str(scores),
-            budget="1.0",
-            student=options.student,
-            batch_size=options.batch_size,
-            steps=STEPS * (options.rounds + 1) + 1,
-            eval_every=10**9,
-            checkpoint_every=10**9,
-            out=str(folder / "run"),
-        )
+    score(ScoreSettings(corpus=str(folder / "images.tar"), teacher=str(teacher), out=str(scores), batch_size=8))
+    settings = DistillSettings(
+        shards=str(scores),
+        budget=1.0,
+        student=options.student,
+        batch_size=options.batch_size,
+        steps=STEPS * (options.rounds + 1) + 1,
+        eval_every=10**9,
+        checkpoint_every=10**9,
+        out=str(folder / "run"),
     )
-    next(steps)  # the report of the start, before any step
+    with Paused(lambda progress: distill(settings, progress)) as run:
+        return side_by_side({"bare": bare_steps(teacher, options), "ours": lambda: run.go_on(STEPS)}, options.rounds)
 
-    def ours() -> None:
-        for _ in range(STEPS):
-            next(steps)
 
-    times = side_by_side({"bare": bare_steps(teacher, options), "ours": ours}, options.rounds)
-    steps.close()  # type: ignore[attr-defined]
-    return times
+class Paused:
+    """A stage in a thread of its own that stands still between its reports, so that another can be timed beside it."""
+
+    def __init__(self, stage: Callable[[Progress], object]) -> None:
+        self._may_go, self._reported = threading.Semaphore(0), threading.Semaphore(0)
+        self._ended = False
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, args=(stage,))
+
+    def __enter__(self) -> "Paused":
+        self._thread.start()
+        self._wait()  # for the report of the start, before any step
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._ended = True
+        self._may_go.release()
+        self._thread.join()
+
+    def go_on(self, steps: int) -> None:
+        """Let it take some steps."""
+        for _ in range(steps):
+            self._may_go.release()
+            self._wait()
+
+    def _wait(self) -> None:
+        self._reported.acquire()
+        if self._error is not None:
+            raise self._error
+
+    def _run(self, stage: Callable[[Progress], object]) -> None:
+        try:
+            stage(self._report)
+        except KeyboardInterrupt:
+            pass
+        except Exception as error:
+            self._error = error
+            self._reported.release()
+
+    def _report(self, step: Step) -> None:
+        self._reported.release()
+        self._may_go.acquire()
+        if self._ended:
+            raise KeyboardInterrupt
 
 
 def bare_steps(path: Path, options: argparse.Namespace) -> Callable[[], None]:

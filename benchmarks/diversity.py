@@ -18,8 +18,8 @@ import numpy as np
 from machine import machine
 from numpy.typing import NDArray
 
+from pipeline.process import keep_freed_memory
 from pipeline.selection.strategies import ads_order
-from storage.commandline.command import keep_freed_memory
 from storage.index import build_index
 
 

@@ -26,9 +26,9 @@ from PIL import Image
 from pipeline.corpora.locate import resolve_corpus
 from pipeline.corpora.reader import ImageReader, list_images
 from pipeline.decoding.pillow import Decoder, decode_rgb
+from pipeline.process import keep_freed_memory
 from pipeline.scoring.scorer import Scorer, make_scorer
 from pipeline.settings import ScoreSettings
-from storage.commandline.command import keep_freed_memory
 
 REPEAT = 4
 TILE = (384, 288)
@@ -127,7 +127,7 @@ def batches(decoder: Decoder, images: Sequence[bytes]) -> Batches:
 
 def distances(scorer: Scorer, images: Batches) -> NDArray[np.float32]:
     """[N]"""
-    return np.concatenate([scorer(batch).distance_N for batch in images])
+    return np.concatenate([scorer(batch)["distance"] for batch in images])
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,11 @@ from pipeline.decoding.batches import load_batches
 from pipeline.decoding.pillow import Decoder
 from pipeline.models.files import save_model
 from pipeline.models.segmenter import ModelSpec, Segmenter, build_model
-from pipeline.scoring.run import Scoring
+from pipeline.process import keep_freed_memory
+from pipeline.scoring.run import prepare, run, score
 from pipeline.scoring.scorer import make_scorer
 from pipeline.settings import ScoreSettings
-from storage.commandline.command import keep_freed_memory
+from storage.progress import Step
 
 SMALL_ROWS = 10_000
 
@@ -101,7 +103,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
 def forward_ratios(settings: ScoreSettings, options: argparse.Namespace) -> dict[str, float]:
     """Bare forward, default layers and all layers, in turn."""
     default = make_scorer(settings)
-    every = make_scorer(dataclasses.replace(settings, layers="all"))
+    every = make_scorer(dataclasses.replace(settings, layers=("all",)))
     height, width = options.size
     images = np.random.default_rng(0).integers(0, 256, (options.batch_size, height, width, 3), dtype=np.uint8)
     times = side_by_side(
@@ -122,15 +124,15 @@ def forward_ratios(settings: ScoreSettings, options: argparse.Namespace) -> dict
 
 def bare_forward(teacher: Segmenter, images: np.ndarray[Any, Any], precision: str) -> Callable[[], object]:
     """The network alone on input that is normalised and on the device already."""
-    device = teacher.mean_3HW.device
+    device = teacher.device
     batch = teacher.normalise(torch.from_numpy(images).permute(0, 3, 1, 2).to(device))
 
     @torch.inference_mode()
-    def run() -> object:
+    def forward() -> object:
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             return teacher.network(batch)
 
-    return run
+    return forward
 
 
 def end_to_end(settings: ScoreSettings, options: argparse.Namespace) -> dict[str, float]:
@@ -150,21 +152,20 @@ def end_to_end(settings: ScoreSettings, options: argparse.Namespace) -> dict[str
 
     images = np.random.default_rng(0).integers(0, 256, (settings.batch_size, height, width, 3), dtype=np.uint8)
 
-    def score() -> None:
+    def measure_all() -> None:
         for _ in range(len(manifest) // settings.batch_size):
             scorer(images)
 
     rounds = max(2, options.rounds // 3)
     # Loading the teacher and listing the corpus happen once a run, however many images there are.
     runs = iter(
-        [Scoring(dataclasses.replace(settings, out=f"{settings.out}.{number}")) for number in range(rounds + 1)]
+        [prepare(dataclasses.replace(settings, out=f"{settings.out}.{number}")) for number in range(rounds + 1)]
     )
 
     def whole() -> None:
-        for _ in next(runs).run():
-            pass
+        run(next(runs))
 
-    times = side_by_side({"decode": decode, "score": score, "whole": whole}, rounds)
+    times = side_by_side({"decode": decode, "score": measure_all, "whole": whole}, rounds)
     together = [a + b for a, b in zip(times["decode"], times["score"], strict=True)]
     return {
         "ratio_end_to_end": median_ratio(together, times["whole"]),
@@ -224,11 +225,15 @@ def peak_memory(folder: Path) -> float:
     """MiB at the peak of listing and scoring the folder's images, before the index is built."""
     settings = ScoreSettings(
         corpus=str(folder / "images.tar"), teacher=str(folder / "teacher.safetensors"),
-        out=str(folder / "scores.zarr"), batch_size=64, shard_size=8192, layers="backbone.0.1",
+        out=str(folder / "scores.zarr"), batch_size=64, shard_size=8192, layers=("backbone.0.1",),
     )  # fmt: skip
-    for step in Scoring(settings).run():
+
+    def end(step: Step) -> None:
         if step.done == step.total:
-            break
+            raise KeyboardInterrupt
+
+    with suppress(KeyboardInterrupt):
+        score(settings, end)
     # Not getrusage's maximum, which a process inherits from the one that started it.
     status = Path("/proc/self/status").read_text()
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / 1024

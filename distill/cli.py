@@ -6,29 +6,35 @@ from rich.table import Table
 
 from distill.settings import DISTILL_METHODS, DistillSettings, EvalSettings, TrainSettings
 from storage.commandline.command import Command, say
-from storage.commandline.progress import track
+from storage.commandline.progress import shown
 
 
 def _train(settings: TrainSettings) -> None:
-    from distill.supervised import train as run
+    from distill.supervised import train
+    from pipeline.process import own_process
 
-    for _ in track(run(settings), title="training", unit="steps"):
-        pass
-    say(f"wrote {settings.out}/model.safetensors")
+    own_process()
+    with shown("training", "steps") as progress:
+        result = train(settings, progress)
+    say(f"wrote {result.path}")
 
 
 def _distill(settings: DistillSettings) -> None:
-    from distill.distillation import distill as run
+    from distill.distillation import distill
+    from pipeline.process import own_process
 
-    for _ in track(run(settings), title="distilling", unit="steps"):
-        pass
-    say(f"wrote {settings.out}/student.safetensors")
+    own_process()
+    with shown("distilling", "steps") as progress:
+        result = distill(settings, progress)
+    say(f"wrote {result.path}")
 
 
 def _evaluate(settings: EvalSettings) -> None:
-    from distill.evaluation import Evaluation, judge
+    from distill.evaluation import evaluate_models
+    from pipeline.process import own_process
 
-    results: dict[str, Evaluation] = judge(settings)
+    own_process()
+    results = evaluate_models(settings).evaluations
     table = Table(title=f"{settings.data}: {next(iter(results.values())).images} images")
     table.add_column("model", overflow="fold")
     for name in ("mIoU", "pixel accuracy"):

@@ -3,17 +3,18 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
+from distill.evaluation import Evaluation
 from distill.inheritance import Inheritance, inherit
 from distill.labelled import LabelledFolder, check_labels, open_labelled
 from distill.objective import Distillation
-from distill.sampling import hold_back
+from distill.sampling import hold_out
 from distill.settings import DistillSettings
-from distill.student import MODEL_SUFFIX, _student
+from distill.student import goes_on, make_student
 from distill.training.loop import Training
 from distill.training.run_folder import RunFolder
 from distill.views import ViewSettings
@@ -22,12 +23,12 @@ from pipeline.devices import pick_device
 from pipeline.models.files import load_model
 from pipeline.models.hooks import probe
 from pipeline.models.segmenter import Segmenter, fingerprint
-from pipeline.selection.images import SelectedImages
+from pipeline.selection.images import Covering, SelectedImages
 from pipeline.selection.select import check_selection, default_path, first, image_count, make_selection
 from pipeline.selection.weights import distance_weights
 from pipeline.settings import SelectSettings
 from storage.errors import ModelError, SelectionError
-from storage.progress import Step
+from storage.progress import Progress, ignore
 from storage.scores.schema import SCORED
 from storage.scores.store import ScoreStore, open_complete
 from storage.selection import Selection, read_selection, write_selection
@@ -35,7 +36,19 @@ from storage.selection import Selection, read_selection, write_selection
 logger = logging.getLogger(__name__)
 
 
-def distill(settings: DistillSettings) -> Iterator[Step]:
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class DistillResult:
+    """A trained student."""
+
+    path: Path
+    """Its model file."""
+    evaluation: Evaluation | None
+    """The last step's figures: against labels, or against the teacher on held-out images; None where there are none."""
+    selection: Selection
+    """The images that it was trained on."""
+
+
+def distill(settings: DistillSettings, progress: Progress = ignore) -> DistillResult:
     """Distil a student; its run folder then holds ``student.safetensors``.
 
     Raises:
@@ -51,42 +64,42 @@ def distill(settings: DistillSettings) -> Iterator[Step]:
     if val is not None:
         check_labels(val, teacher.spec.num_classes, model="the teacher")
     selection = find_selection(settings, store)
-    student = _student(settings, teacher).to(device)
+    student = make_student(settings, teacher).to(device)
     probe(student)
-    from_scratch = not settings.student.endswith(MODEL_SUFFIX)
-    inheritance = inherit(student, teacher, copy=from_scratch) if settings.inherit else Inheritance()
+    inheritance = inherit(student, teacher, copy=not goes_on(settings)) if settings.inherit else Inheritance()
     folder = RunFolder(Path(settings.out), "student.safetensors")
-    held_back = [] if val is not None else hold_back(len(selection))
+    held_out = [] if val is not None else hold_out(len(selection))
     height, width = teacher.spec.image_size
-    largest = math.ceil(height / settings.min_scale), math.ceil(width / settings.min_scale)
-    with SelectedImages(store, selection, largest=largest, root=settings.root) as images:
-        about = {"teacher": fingerprint(teacher), "selection": selection.about, "held_back": len(held_back)}
+    decode = Covering(height=math.ceil(height / settings.min_scale), width=math.ceil(width / settings.min_scale))
+    with SelectedImages(store, selection, decode=decode, root=settings.root) as images:
+        about = {"teacher": fingerprint(teacher), "selection": selection.about, "held_out": len(held_out)}
         folder.claim(settings, about)
         write_selection(selection, folder.selection)
-        objective = _objective(settings, teacher, images, selection, held_back, val, inheritance)
+        objective = _objective(settings, teacher, images, selection, held_out, val, inheritance)
         training = Training(
-            model=student, objective=objective, settings=settings, folder=folder, resting=inheritance.resting
+            model=student, objective=objective, settings=settings, folder=folder, frozen=inheritance.frozen
         )
-        yield from training.run()
+        evaluation = training.run(progress)
+    return DistillResult(path=folder.model, evaluation=evaluation, selection=selection)
 
 
 def _objective(
     settings: DistillSettings,
     teacher: Segmenter,
-    images: SelectedImages,
+    images: SelectedImages[Image.Image],
     selection: Selection,
-    held_back: list[int],
+    held_out: list[int],
     val: LabelledFolder | None,
     inheritance: Inheritance,
 ) -> Distillation:
-    training_places = sorted(set(range(len(selection))) - set(held_back))
+    training_places = sorted(set(range(len(selection))) - set(held_out))
     distance = selection.table["distance"].to_numpy(dtype=np.float32)[training_places]
     height, width = teacher.spec.image_size
     return Distillation(
         teacher=teacher,
         images=images,
         training_places=training_places,
-        held_back=held_back,
+        held_out=held_out,
         schedule=WeightSchedule(
             weights_N=distance_weights(distance, settings.normalization),
             weighting=settings.weighting,
@@ -127,7 +140,7 @@ def find_selection(settings: DistillSettings, store: ScoreStore) -> Selection:
         return selection
     if count > len(selection):
         raise SelectionError(
-            f"{path} holds {len(selection)} images, --budget asks for {count}; make a larger one with "
+            f"{path} holds {len(selection)} images and the budget asks for {count}; make a larger one with "
             f"dfss-select --budget {settings.budget}"
         )
     return first(selection, count)

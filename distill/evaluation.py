@@ -7,7 +7,7 @@ out of the mean.
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,12 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from distill.labelled import LabelledFolder, check_classes, open_labelled
 from distill.settings import EvalSettings
-from distill.training.run_folder import write_json
 from pipeline.devices import pick_device
 from pipeline.models.class_names import VOID
 from pipeline.models.files import load_model
 from pipeline.models.segmenter import Segmenter
+from storage.files.publish import write_json
+from storage.progress import Progress, Step, ignore
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +37,15 @@ class Evaluation:
     iou: dict[str, float]
     """By class name; NaN for a class that is neither labelled nor predicted."""
     images: int
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Evaluation | None":
+        """What :meth:`to_json` wrote, other values beside it; None where there are no figures."""
+        if "iou" not in values:
+            return None
+        iou = {name: math.nan if value is None else value for name, value in values["iou"].items()}
+        miou, accuracy = (math.nan if values[name] is None else values[name] for name in ("miou", "pixel_accuracy"))
+        return cls(miou=miou, pixel_accuracy=accuracy, iou=iou, images=values["images"])
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; NaN becomes None, which JSON can hold."""
@@ -64,7 +74,7 @@ def evaluate(model: Segmenter, data: LabelledFolder, *, batch_size: int = 8) -> 
     Raises:
         DataError: an unreadable file, or a label that the model has no class for.
     """
-    device = model.mean_3HW.device
+    device = model.device
     matrix = MulticlassConfusionMatrix(model.spec.num_classes, ignore_index=VOID, validate_args=False).to(device)
     training = model.training
     model.eval()
@@ -90,7 +100,7 @@ def _input_batches(
 @torch.inference_mode()
 def agreement(student: Segmenter, teacher: Segmenter, batches: Iterable[Tensor]) -> Evaluation:
     """Evaluate the student with the teacher's predictions as labels, on batches of uint8 images [N, 3, H, W]."""
-    device = student.mean_3HW.device
+    device = student.device
     matrix = MulticlassConfusionMatrix(student.spec.num_classes, validate_args=False).to(device)
     training, images = student.training, 0
     student.eval()
@@ -107,10 +117,27 @@ def to_tensor(images: list[Any]) -> Tensor:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
 
-def judge(settings: EvalSettings) -> dict[str, Evaluation]:
-    """Evaluate each model in turn: name (or the file as given) -> figures. Writes them as JSON too, where asked.
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class EvalResult:
+    """Figures of one or more models on one folder."""
 
-    One model's JSON is its figures; that of several maps each name to its figures.
+    evaluations: dict[str, Evaluation]
+    """By the model's name, or its file where it was given none."""
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """The figures of the only model. Raises ValueError where there are several."""
+        (only,) = self.evaluations.values()
+        return only
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures of one model, or of several by name."""
+        figures = {name: result.to_json() for name, result in self.evaluations.items()}
+        return figures if len(figures) > 1 else next(iter(figures.values()))
+
+
+def evaluate_models(settings: EvalSettings, progress: Progress = ignore) -> EvalResult:
+    """Evaluate each model in turn, and write the figures as JSON where asked.
 
     Raises:
         DataError: the data is malformed, or has other classes than a model.
@@ -119,17 +146,13 @@ def judge(settings: EvalSettings) -> dict[str, Evaluation]:
     data = open_labelled(settings.data)
     device = pick_device(settings.device)
     results = {}
-    for name, path in map(named, settings.model):
+    for done, (name, path) in enumerate(settings.model.items()):
+        progress(Step(done=done, total=len(settings.model), note=name))
         model = load_model(path).to(device)
         check_classes(data, model.spec.num_classes, model=path)
         results[name] = evaluate(model, data, batch_size=settings.batch_size)
+    result = EvalResult(evaluations=results)
     if settings.json:
-        figures = {name: result.to_json() for name, result in results.items()}
-        write_json(Path(settings.json), figures if len(figures) > 1 else next(iter(figures.values())))
-    return results
-
-
-def named(model: str) -> tuple[str, str]:
-    """``name=file`` -> (name, file); a file alone is its own name."""
-    name, separator, path = model.partition("=")
-    return (model, model) if not separator or Path(model).exists() else (name, path)
+        write_json(Path(settings.json), result.to_json())
+    progress(Step(done=len(results), total=len(results)))
+    return result

@@ -39,7 +39,7 @@ Pair = tuple[nn.Module, nn.Module]
 class Inheritance:
     """What a student has from its teacher."""
 
-    resting: tuple[nn.Module, ...] = ()
+    frozen: tuple[nn.Module, ...] = ()
     """The student's modules that stay in eval mode while it trains."""
     compared: tuple[tuple[BatchNorm, BatchNorm], ...] = ()
     """BatchNorm layers, the student's and the teacher's, whose inputs are to agree."""
@@ -50,7 +50,7 @@ def inherit(student: Segmenter, teacher: Segmenter, *, copy: bool = True) -> Inh
     ``copy``, for a student that was distilled before, its weights stay: only what it still shares counts.
 
     Raises:
-        ModelError: the student is the teacher over again, so that nothing is left to learn.
+        ModelError: the student equals the teacher, so that nothing is left to learn.
     """
     pairs = _matches(student.network, teacher.network)
     size = teacher.spec.image_size
@@ -68,7 +68,7 @@ def inherit(student: Segmenter, teacher: Segmenter, *, copy: bool = True) -> Inh
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for module in own_pass.order for parameter in module.parameters(recurse=False)):
         raise ModelError(
-            f"the student ({student.spec.builder}) is the teacher over again and has nothing to learn; give a smaller "
+            f"the student ({student.spec.builder}) equals the teacher and has nothing to learn; give a smaller "
             "--student, or --no-inherit to train one of the same kind from scratch"
         )
     compared = [
@@ -79,8 +79,8 @@ def inherit(student: Segmenter, teacher: Segmenter, *, copy: bool = True) -> Inh
         if own_pass.inputs[own].shape == their_pass.inputs[theirs].shape and _same_statistics(own, theirs)
     ]
     logger.info("%d of the student's modules begin as the teacher's, %d of them stay so", len(pairs), len(fixed))
-    resting = [*_with_wholes(student.network, fixed), *(own for own, _ in compared)]
-    return Inheritance(resting=tuple(resting), compared=tuple(compared))
+    frozen = [*_with_wholes(student.network, fixed), *(own for own, _ in compared)]
+    return Inheritance(frozen=tuple(frozen), compared=tuple(compared))
 
 
 def _with_wholes(network: nn.Module, fixed: Sequence[nn.Module]) -> list[nn.Module]:
@@ -166,7 +166,7 @@ class Pass:
         """Run an image of ``size`` = (height, width)."""
         found = cls([], {}, {})
         height, width = size
-        image = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)).to(model.mean_3HW.device)
+        image = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)).to(model.device)
         modules = [module for module in model.network.modules() if _tensors(module)]
         training = model.training
         with ExitStack() as hooks, torch.inference_mode():

@@ -1,7 +1,7 @@
 """What a student is taught by: how far its logits are from the teacher's, image by image.
 
 A batch's loss is sum_i w_i KD_i / sum_i w_i (arXiv 2512.13175), where the student inherits with a feature term beside
-each KD_i (distill.inheriting), and KD_i is one of
+each KD_i (distill.inheritance), and KD_i is one of
 
 - ``kl``: pixel-wise Kullback-Leibler divergence (Hinton et al., 2015, per pixel), T^2 mean_hw sum_k p_k log(p_k / q_k)
   with p = softmax(teacher / T), q = softmax(student / T) over the classes;
@@ -9,8 +9,13 @@ each KD_i (distill.inheriting), and KD_i is one of
   T^2 mean_k sum_hw p_hw log(p_hw / q_hw);
 - ``l1``: mean absolute difference of the logits, each pixel's mean taken off first, which softmax does not see.
 
+To add a loss, write it, a line in :data:`LOSSES`, and its name in ``distill.settings.Loss``.
+
 Shapes: N images, K classes, H x W pixels.
 """
+
+import dataclasses
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -18,13 +23,13 @@ from torch.nn import functional as F
 
 from distill.settings import Loss
 
+ImageLoss = Callable[[Tensor, Tensor, float], Tensor]
+"""Student's logits, teacher's logits [N, K, H, W], temperature -> KD_i of each image, [N]."""
+
 
 def distillation_loss(student_NKHW: Tensor, teacher_NKHW: Tensor, kind: Loss, temperature: float) -> Tensor:
-    """KD_i of each image, [N]."""
-    student, teacher = student_NKHW.float(), teacher_NKHW.float()
-    if kind == "l1":
-        return logit_l1(student, teacher)
-    return (channelwise_kl if kind == "channel" else pixelwise_kl)(student, teacher, temperature)
+    """KD_i of each image, in float32 whatever the logits' precision, [N]."""
+    return LOSSES[kind](student_NKHW.float(), teacher_NKHW.float(), temperature)
 
 
 def pixelwise_kl(student_NKHW: Tensor, teacher_NKHW: Tensor, temperature: float) -> Tensor:
@@ -37,10 +42,13 @@ def channelwise_kl(student_NKHW: Tensor, teacher_NKHW: Tensor, temperature: floa
     return _divergence(student_NKHW.flatten(2), teacher_NKHW.flatten(2), temperature, dim=2).mean(dim=1)
 
 
-def logit_l1(student_NKHW: Tensor, teacher_NKHW: Tensor) -> Tensor:
-    """KD_i of each image, in units of a logit, [N]."""
+def logit_l1(student_NKHW: Tensor, teacher_NKHW: Tensor, temperature: float) -> Tensor:
+    """KD_i of each image, in units of a logit, [N]; it knows no temperature."""
     difference = student_NKHW - teacher_NKHW
     return (difference - difference.mean(dim=1, keepdim=True)).abs().mean(dim=(1, 2, 3))
+
+
+LOSSES: Mapping[Loss, ImageLoss] = {"kl": pixelwise_kl, "channel": channelwise_kl, "l1": logit_l1}
 
 
 def _divergence(student: Tensor, teacher: Tensor, temperature: float, dim: int) -> Tensor:
@@ -48,6 +56,20 @@ def _divergence(student: Tensor, teacher: Tensor, temperature: float, dim: int) 
     return F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=dim) * temperature**2
 
 
-def weighted_mean(losses_N: Tensor, weights_N: Tensor) -> Tensor:
-    """Weighted mean, sum w_i l_i / sum w_i; 0 where all weights are 0."""
-    return (losses_N * weights_N).sum() / weights_N.sum().clamp(min=torch.finfo(losses_N.dtype).tiny)
+@dataclasses.dataclass(frozen=True, slots=True)
+class WeightedSum:
+    """A batch's loss before it is divided, so that the parts of a batch can be added up first."""
+
+    total: Tensor
+    """sum_i w_i l_i."""
+    weight: Tensor
+    """sum_i w_i."""
+
+    @classmethod
+    def of(cls, losses_N: Tensor, weights_N: Tensor) -> "WeightedSum":
+        """Of losses and their weights."""
+        return cls((losses_N * weights_N).sum(), weights_N.sum())
+
+    def mean(self) -> Tensor:
+        """Sum w_i l_i / sum w_i; 0 where all weights are 0."""
+        return self.total / self.weight.clamp(min=torch.finfo(self.total.dtype).tiny)

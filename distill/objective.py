@@ -1,16 +1,20 @@
-"""What a student is trained towards: the teacher's answers on views of the selected images."""
+"""What a student is trained towards: the teacher's answers on views of the selected images, weighted by WDPD.
+
+Shapes: N images of a batch, H x W pixels.
+"""
 
 import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from distill.evaluation import Evaluation, agreement, evaluate, to_tensor
 from distill.inheritance import Inheritance, feature_distance, recorded
 from distill.labelled import LabelledFolder
-from distill.losses import distillation_loss, weighted_mean
+from distill.losses import WeightedSum, distillation_loss
 from distill.sampling import draw, epoch_slice
 from distill.settings import DistillSettings
 from distill.views import View, ViewSettings, crop_image, draw_view, light_images, whole_view
@@ -33,9 +37,9 @@ class Distillation:
     """Objective: the teacher's answer, image by image as much as its weight says."""
 
     teacher: Segmenter
-    images: SelectedImages
+    images: SelectedImages[Image.Image]
     training_places: list[int]
-    held_back: list[int]
+    held_out: list[int]
     schedule: WeightSchedule
     """Of the training places, in their order."""
     val: LabelledFolder | None
@@ -43,28 +47,27 @@ class Distillation:
     inheritance: Inheritance
     settings: DistillSettings
 
-    def batch(self, step: int) -> DistillBatch:
-        """Views of the images whose turn it is; a pure function of the seed and the step."""
+    def batch(self, step: int, slots: range) -> DistillBatch:
+        """Views of the images whose turn it is, for some slots of the batch; a pure function of seed, step and slot."""
         settings = self.settings
         weights = self.schedule.at(step / max(1, settings.steps - 1))
         if settings.by_sampling:
             drawn = draw(weights, settings.batch_size, np.random.default_rng([settings.seed, step]))
-            batch_weights = np.ones(len(drawn))
+            weights = np.ones(len(weights))
         else:
             drawn = epoch_slice(len(self.training_places), step, settings.batch_size, settings.seed)
-            batch_weights = weights[drawn]
         crops, views = [], []
-        for slot, index in enumerate(drawn):
-            image = self.images[self.training_places[index]]
+        for slot in slots:
+            image = self.images[self.training_places[drawn[slot]]]
             view = draw_view(np.random.default_rng([settings.seed, step, slot]), image.size, self.views)
             crops.append(crop_image(image, view, self.views))
             views.append(view)
+        batch_weights = weights[[drawn[slot] for slot in slots]]
         return DistillBatch(to_tensor(crops), tuple(views), torch.from_numpy(batch_weights).float())
 
-    def loss(self, model: Segmenter, batch: DistillBatch, progress: float) -> Tensor:
-        """Weighted mean of the images' losses."""
-        device = model.mean_3HW.device
-        images = light_images(batch.images_N3HW.to(device), batch.views)
+    def loss(self, model: Segmenter, batch: DistillBatch, progress: float) -> WeightedSum:
+        """The images' losses and weights, summed up."""
+        images = light_images(batch.images_N3HW.to(model.device), batch.views)
         compared = self.inheritance.compared if self.settings.features else ()
         with torch.no_grad(), recorded([theirs for _, theirs in compared]) as wanted:
             target = self.teacher(images)
@@ -73,18 +76,18 @@ class Distillation:
         losses = distillation_loss(logits, target, self.settings.loss, self.settings.temperature)
         if compared:
             losses = losses + self.settings.features * feature_distance(seen, wanted, compared)
-        return weighted_mean(losses, batch.weights_N.to(device))
+        return WeightedSum.of(losses, batch.weights_N.to(model.device))
 
     def evaluate(self, model: Segmenter) -> Evaluation | None:
-        """IoU on the labels where there are some, else against the teacher on images held back."""
+        """IoU on the labels where there are some, else against the teacher on held-out images."""
         if self.val is not None:
             return evaluate(model, self.val, batch_size=self.settings.batch_size)
-        if not self.held_back:
+        if not self.held_out:
             return None
-        return agreement(model, self.teacher, self._held_back_batches())
+        return agreement(model, self.teacher, self._held_out_batches())
 
-    def _held_back_batches(self) -> Iterator[Tensor]:
+    def _held_out_batches(self) -> Iterator[Tensor]:
         size = self.settings.batch_size
-        for start in range(0, len(self.held_back), size):
-            images = [self.images[place] for place in self.held_back[start : start + size]]
+        for start in range(0, len(self.held_out), size):
+            images = [self.images[place] for place in self.held_out[start : start + size]]
             yield to_tensor([crop_image(image, whole_view(image.size, self.views), self.views) for image in images])

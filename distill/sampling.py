@@ -29,7 +29,7 @@ def draw(weights_N: NDArray[np.float64], count: int, rng: np.random.Generator) -
     return [int(index) for index in rng.permutation(order[places])]
 
 
-def hold_back(count: int, share: float = 0.05, most: int = 64) -> list[int]:
+def hold_out(count: int, share: float = 0.05, most: int = 64) -> list[int]:
     """Places of a selection to keep out of training and judge agreement on: evenly spread over the ranks."""
     held = min(most, int(count * share))
     return [round((index + 0.5) * count / held) for index in range(held)]

@@ -4,7 +4,6 @@ Loss: pixel-wise cross-entropy, void pixels left out.
 """
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch.nn import functional as F
 
 from distill.evaluation import Evaluation, evaluate, to_tensor
 from distill.labelled import LabelledFolder, check_labels, open_labelled
+from distill.losses import WeightedSum
 from distill.sampling import epoch_slice
 from distill.settings import TrainSettings
 from distill.training.loop import Training
@@ -21,11 +21,10 @@ from distill.training.run_folder import RunFolder
 from distill.views import View, ViewSettings, crop_image, crop_label, draw_view, light_images
 from pipeline.devices import pick_device
 from pipeline.models.builders import resolve_builder
-from pipeline.models.class_names import VOID, find_class_names, read_class_names
+from pipeline.models.class_names import VOID, find_class_names
 from pipeline.models.segmenter import ModelSpec, Segmenter, build_model
-from pipeline.settings import parse_arguments, parse_size
 from storage.errors import DataError
-from storage.progress import Step
+from storage.progress import Progress, ignore
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -46,10 +45,12 @@ class Supervised:
     views: ViewSettings
     settings: TrainSettings
 
-    def batch(self, step: int) -> LabelledBatch:
+    def batch(self, step: int, slots: range) -> LabelledBatch:
         """Views of the images whose turn it is: every image once per epoch, in a new order each time."""
         images, labels, views = [], [], []
-        for slot, index in enumerate(epoch_slice(len(self.data), step, self.settings.batch_size, self.settings.seed)):
+        drawn = epoch_slice(len(self.data), step, self.settings.batch_size, self.settings.seed)
+        for slot in slots:
+            index = drawn[slot]
             rng = np.random.default_rng([self.settings.seed, step, slot])
             image = self.data.image(index)
             view = draw_view(rng, image.size, self.views)
@@ -59,34 +60,51 @@ class Supervised:
             views.append(view)
         return LabelledBatch(to_tensor(images), torch.from_numpy(np.stack(labels)), tuple(views))
 
-    def loss(self, model: Segmenter, batch: LabelledBatch, progress: float) -> Tensor:
-        """Mean cross-entropy over labelled pixels."""
-        device = model.mean_3HW.device
-        logits = model(light_images(batch.images_N3HW.to(device), batch.views))
-        labels = batch.labels_NHW.to(device).long()
-        pixels = (labels != VOID).sum().clamp(min=1)  # a batch of nothing but void must not give NaN
-        return F.cross_entropy(logits.float(), labels, ignore_index=VOID, reduction="sum") / pixels
+    def loss(self, model: Segmenter, batch: LabelledBatch, progress: float) -> WeightedSum:
+        """Cross-entropy over labelled pixels, and their number."""
+        logits = model(light_images(batch.images_N3HW.to(model.device), batch.views))
+        labels = batch.labels_NHW.to(model.device).long()
+        return WeightedSum(
+            total=F.cross_entropy(logits.float(), labels, ignore_index=VOID, reduction="sum"),
+            weight=(labels != VOID).sum().float(),
+        )
 
     def evaluate(self, model: Segmenter) -> Evaluation | None:
         """IoU on the validation folder."""
         return evaluate(model, self.val, batch_size=self.settings.batch_size) if self.val else None
 
 
-def train(settings: TrainSettings) -> Iterator[Step]:
-    """Train a model on labelled images; its run folder then holds ``model.safetensors``."""
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TrainResult:
+    """A trained model."""
+
+    path: Path
+    """Its model file."""
+    evaluation: Evaluation | None
+    """The last step's figures on the validation folder, None where there is none."""
+
+
+def train(settings: TrainSettings, progress: Progress = ignore) -> TrainResult:
+    """Train a model on labelled images; its run folder then holds ``model.safetensors``.
+
+    Raises:
+        DataError: the data is malformed, or nothing names its classes.
+        ModelError: the network cannot be built.
+        SettingsError: the run folder holds another run.
+    """
     data = open_labelled(settings.data)
     val = open_labelled(settings.val) if settings.val else None
-    names = read_class_names(settings.class_names) if settings.class_names else find_class_names(settings.data)
+    names = settings.class_names or find_class_names(settings.data)
     if names is None:
         raise DataError(f"no classes.txt in {settings.data} or above it; give --class-names")
     for labelled in (data, val):
         if labelled is not None:
             check_labels(labelled, len(names), model="the model")
-    height, width = parse_size(settings.image_size)
+    height, width = settings.image_size
     torch.manual_seed(settings.seed)
     spec = ModelSpec(
         builder=resolve_builder(settings.builder),
-        arguments=parse_arguments(settings.arguments),
+        arguments=dict(settings.arguments),
         num_classes=len(names),
         class_names=names,
         image_size=(height, width),
@@ -96,4 +114,5 @@ def train(settings: TrainSettings) -> Iterator[Step]:
     folder.claim(settings, {})
     views = ViewSettings(height=height, width=width, min_scale=settings.min_scale, jitter=settings.jitter)
     objective = Supervised(data=data, val=val, views=views, settings=settings)
-    yield from Training(model=model, objective=objective, settings=settings, folder=folder).run()
+    training = Training(model=model, objective=objective, settings=settings, folder=folder)
+    return TrainResult(path=folder.model, evaluation=training.run(progress))

@@ -5,18 +5,40 @@ At progress t in [0, 1] the weight of image i is
 
     w_i(t) = (1 - p(t)) w_i + p(t),
 
-with w_i from its distance (pipeline.weights) and a pacing p that rises from 0 to 1.
+with w_i from its distance (pipeline.selection.weights) and a pacing p that rises from 0 to 1. To add a weighting or a
+pacing, add a line to :data:`WEIGHTINGS` or :data:`PACINGS` and its name to distill.settings.
 
 Shapes: N images of the selection.
 """
 
 import dataclasses
 import math
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distill.settings import Pacing, Weighting
+
+PACINGS: Mapping[Pacing, Callable[[float], float]] = {
+    "linear": lambda progress: progress,
+    "cosine": lambda progress: (1 - math.cos(math.pi * progress)) / 2,
+    "step": lambda progress: min(int(3 * progress), 2) / 2,  # three equal steps of 0, 1/2 and 1
+}
+"""p(t)."""
+
+
+def _progressive(weights_N: NDArray[np.float64], paced: float) -> NDArray[np.float64]:
+    return (1 - paced) * weights_N + paced
+
+
+WEIGHTINGS: Mapping[Weighting, Callable[[NDArray[np.float64], float], NDArray[np.float64]]] = {
+    "wdpd": _progressive,
+    "static": lambda weights_N, paced: weights_N,
+    "uniform": lambda weights_N, paced: np.ones_like(weights_N),
+    "reversed": lambda weights_N, paced: _progressive(1 - weights_N, paced),
+}
+"""w_i and p(t) -> w_i(t), [N]."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -30,19 +52,9 @@ class WeightSchedule:
 
     def at(self, progress: float) -> NDArray[np.float64]:
         """Weight of every image at ``progress`` in [0, 1], [N]."""
-        if self.weighting == "uniform":
-            return np.ones_like(self.weights_N)
-        if self.weighting == "static":
-            return self.weights_N
-        start = 1 - self.weights_N if self.weighting == "reversed" else self.weights_N
-        paced = pace(progress, self.pacing)
-        return (1 - paced) * start + paced
+        return WEIGHTINGS[self.weighting](self.weights_N, pace(progress, self.pacing))
 
 
 def pace(progress: float, pacing: Pacing) -> float:
-    """P(t): ``linear``, half a ``cosine``, or three equal ``step`` s of 0, 1/2 and 1."""
-    if pacing == "linear":
-        return progress
-    if pacing == "cosine":
-        return (1 - math.cos(math.pi * progress)) / 2
-    return min(int(3 * progress), 2) / 2
+    """p(t) at ``progress`` in [0, 1]."""
+    return PACINGS[pacing](progress)

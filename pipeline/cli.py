@@ -4,31 +4,29 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.settings import SCORE_METHODS, ImportSettings, ScoreSettings, SelectSettings, SynthesisSettings
-from pipeline.world.settings import WorldSettings
 from storage.commandline.command import Command, say
-from storage.commandline.progress import track
+from storage.commandline.progress import shown
 
 
 def _score(settings: ScoreSettings) -> None:
-    from pipeline.scoring.run import Scoring
+    from pipeline.process import own_process
+    from pipeline.scoring.run import score
 
-    scoring = Scoring(settings)
-    for _ in track(scoring.run(), title="scoring", unit="images"):
-        pass
-    summary = scoring.summary
-    assert summary is not None  # run() has ended
-    done = " (complete already, nothing to do)" if summary.already_complete else ""
-    total = summary.scored + summary.unreadable + summary.rejected
+    own_process()
+    with shown("scoring", "images") as progress:
+        result = score(settings, progress)
+    done = " (already complete, nothing to do)" if result.already_complete else ""
+    total = result.scored + result.unreadable + result.rejected
     say(
-        f"{summary.path}: {total} images{done}: {summary.scored} scored, {summary.unreadable} unreadable, "
-        f"{summary.rejected} rejected"
+        f"{result.path}: {total} images{done}: {result.scored} scored, {result.unreadable} unreadable, "
+        f"{result.rejected} rejected"
     )
-    for key, error in summary.first_errors:
+    for key, error in result.first_errors:
         say(f"  {key}: {error}")
-    if summary.quantiles:
-        say("distance: " + ", ".join(f"{100 * q:g} % {value:.3f}" for q, value in summary.quantiles.items()))
-    timing = summary.timing
-    if not summary.already_complete:
+    if result.quantiles:
+        say("distance: " + ", ".join(f"{100 * q:g} % {value:.3f}" for q, value in result.quantiles.items()))
+    timing = result.timing
+    if not result.already_complete:
         say(
             f"seconds: {timing.reading:.1f} reading, {timing.decoding:.1f} decoding, {timing.inferring:.1f} inferring, "
             f"{timing.writing:.1f} writing; the teacher waited {timing.waiting:.1f} for images"
@@ -47,11 +45,12 @@ def _list_corpora() -> None:
 def _select(settings: SelectSettings) -> None:
     from pipeline.selection.select import select
 
-    path, selection = select(settings)
-    distances = selection.table["distance"]
+    result = select(settings)
+    table = result.selection.table
+    distances = table["distance"]
     say(
-        f"{path}: {len(selection)} images by {settings.strategy}, distance {distances.min():.3f} to "
-        f"{distances.max():.3f} (median {distances.median():.3f}), from {selection.table['cell'].nunique()} cells"
+        f"{result.path}: {len(table)} images by {settings.strategy}, distance {distances.min():.3f} to "
+        f"{distances.max():.3f} (median {distances.median():.3f}), from {table['cell'].nunique()} cells"
     )
 
 
@@ -64,23 +63,13 @@ def _import(settings: ImportSettings) -> None:
 
 
 def _synthesize(settings: SynthesisSettings) -> None:
-    from pipeline.synthesis import COST_FILE, Synthesis
+    from pipeline.process import own_process
+    from pipeline.synthesis import COST_FILE, synthesize
 
-    synthesis = Synthesis.prepare(settings)
-    for _ in track(synthesis.run(), title="synthesizing", unit="steps"):
-        pass
-    say(f"{settings.out}: {synthesis.count} images; what they cost is in {settings.out}/{COST_FILE}")
-
-
-def _make_world(settings: WorldSettings) -> None:
-    from pathlib import Path
-
-    from pipeline.world.writing import make_world as run
-
-    run(Path(settings.out), settings=settings)
-    counts = {"private": settings.private, "val": settings.validation, "wild": settings.wild}
-    drawn = {part: count for part, count in counts.items() if settings.part in ("all", part)}
-    say(f"{settings.out}: " + ", ".join(f"{count} {part} images" for part, count in drawn.items()))
+    own_process()
+    with shown("synthesizing", "steps") as progress:
+        result = synthesize(settings, progress)
+    say(f"{result.path}: {result.images} images; what they cost is in {result.path}/{COST_FILE}")
 
 
 score = Command(
@@ -93,12 +82,15 @@ score = Command(
     flags={"list_corpora": (_list_corpora, "Show the catalogue and end")},
     methods=SCORE_METHODS,
 )
-select_images = Command(
+select = Command(
     name="dfss-select",
     settings=SelectSettings,
     section="select",
     run=_select,
-    help="ADS: choose close and diverse images. The first k rows are the selection for budget k.",
+    help=(
+        "ADS (Approximate Distribution Sampling): choose close and diverse images. "
+        "The first k rows are the selection for budget k."
+    ),
     example="dfss-select --shards scores.zarr --budget 20000",
 )
 import_model = Command(
@@ -117,15 +109,7 @@ synthesize = Command(
     settings=SynthesisSettings,
     section="synthesize",
     run=_synthesize,
-    help="The rival of stage one: make images by optimisation to the teacher's BatchNorm statistics.",
+    help="A baseline of stage one: make images by optimisation to the teacher's BatchNorm statistics.",
     example="dfss-synthesize --teacher teacher.safetensors --count 256 --out synthetic",
     interrupted="nothing was written",
-)
-make_world = Command(
-    name="dfss-world",
-    settings=WorldSettings,
-    section="world",
-    run=_make_world,
-    help="Draw a small world of scenes to try DFSS with: private labelled scenes, a validation split, wild images.",
-    example="dfss-world --out data/world",
 )

@@ -1,4 +1,4 @@
-"""Images made by optimisation to the teacher's BatchNorm statistics: the rival of choosing real ones.
+"""Images made by optimisation to the teacher's BatchNorm statistics: a baseline for choosing real ones.
 
 After DeepInversion (Yin et al., arXiv 1912.08795), without its classification term, which has no counterpart here: the
 pixels of a batch are moved by Adam to lower
@@ -18,9 +18,10 @@ import math
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,20 +30,17 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.batchnorm.layers import BatchNormLayer, find_layers
-from pipeline.corpora.corpus import Corpus
-from pipeline.corpora.locate import moved
-from pipeline.corpora.reader import ImageReader
 from pipeline.decoding.pillow import Decoder
 from pipeline.devices import pick_device
 from pipeline.models.files import load_model
 from pipeline.models.hooks import on_inputs
 from pipeline.models.segmenter import Segmenter
-from pipeline.selection.select import check_selection
+from pipeline.selection.images import SelectedImages
+from pipeline.selection.select import first
 from pipeline.settings import SynthesisSettings
 from storage.errors import SettingsError
 from storage.files.publish import publish
-from storage.manifest import Manifest
-from storage.progress import Step
+from storage.progress import Progress, Step, ignore
 from storage.scores.store import open_complete
 from storage.selection import read_selection
 
@@ -52,41 +50,82 @@ COST_FILE = "cost.json"
 IMAGE_NAME = re.compile(r"\d{6,}\.png")
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class SynthesisResult:
+    """A folder of images, and what they cost."""
+
+    path: Path
+    cost: dict[str, Any]
+    """Images, teacher forwards and backwards, seconds, and the store of what they began with."""
+
+    @property
+    def images(self) -> int:
+        """How many images it holds."""
+        return int(self.cost["images"])
+
+
+def synthesize(settings: SynthesisSettings, progress: Progress = ignore) -> SynthesisResult:
+    """Make a folder of PNG files and ``cost.json``, whole or not at all.
+
+    Raises:
+        ModelError: the teacher is missing, or has no BatchNorm.
+        SettingsError: the folder already exists, the selection is too small, or no such device exists.
+        SelectionError, StoreError, CorpusError: the photographs to begin with cannot be had.
+    """
+    with prepared(settings) as synthesis:
+        return synthesis.run(progress)
+
+
+@contextmanager
+def prepared(settings: SynthesisSettings) -> "Iterator[Synthesis]":
+    """Resolve everything that can be wrong before anything is computed; the photographs stay open in the block."""
+    check_place(Path(settings.out), overwrite=settings.overwrite)
+    teacher = load_model(settings.teacher).to(pick_device(settings.device)).requires_grad_(False)
+    layers = find_layers(teacher)
+    with _photographs(settings, teacher) if settings.selection else nullcontext() as photographs:
+        yield Synthesis(settings=settings, teacher=teacher, layers=layers, photographs=photographs)
+
+
+def _photographs(settings: SynthesisSettings, teacher: Segmenter) -> "SelectedImages[NDArray[np.uint8]]":
+    """The first images of the selection, as the teacher is scored with them, [H, W, 3] each."""
+    selection = read_selection(Path(settings.selection or ""))
+    store = open_complete(Path(settings.shards))
+    count = settings.count or len(selection)
+    if len(selection) < count:
+        raise SettingsError(
+            f"count {count} is more than the {len(selection)} images of {settings.selection}; "
+            f"give --count {len(selection)} or less",
+            field="count",
+        )
+    height, width = teacher.spec.image_size
+    return SelectedImages(
+        store, first(selection, count), decode=Decoder(height=height, width=width), root=settings.root
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Synthesis:
-    """One run: iterate over :meth:`run`. It leaves a folder of PNG files and what they cost."""
+    """What one run works with."""
 
     settings: SynthesisSettings
     teacher: Segmenter
     layers: list[BatchNormLayer]
-    photographs: "Photographs | None"
-    """What to begin from; None for noise."""
+    photographs: "SelectedImages[NDArray[np.uint8]] | None"
+    """What to begin with; None for noise."""
 
     @property
     def count(self) -> int:
         """How many images are made."""
-        return len(self.photographs.rows) if self.photographs else self.settings.count or FROM_NOISE
+        return len(self.photographs) if self.photographs is not None else self.settings.count or FROM_NOISE
 
-    @classmethod
-    def prepare(cls, settings: SynthesisSettings) -> "Synthesis":
-        """Resolve everything that can be wrong before anything is computed.
-
-        Raises:
-            ModelError: the teacher is missing, or has no BatchNorm.
-            SettingsError: the folder is there already, the selection too small, or no such device.
-            SelectionError, StoreError, CorpusError: the photographs to begin from are not to be had.
-        """
-        check_place(Path(settings.out), overwrite=settings.overwrite)
-        photographs = Photographs.find(settings) if settings.selection else None
-        teacher = load_model(settings.teacher).to(pick_device(settings.device)).requires_grad_(False)
-        return cls(settings=settings, teacher=teacher, layers=find_layers(teacher), photographs=photographs)
-
-    def run(self) -> Iterator[Step]:
+    def run(self, progress: Progress) -> SynthesisResult:
         """Make the images, batch by batch, and publish the folder whole."""
         settings, out = self.settings, Path(self.settings.out).resolve()
         start, done = time.perf_counter(), 0
         # Batches of equal size: the statistics of a few images are no match for those of a data set.
         batches = np.array_split(np.arange(self.count), math.ceil(self.count / settings.batch_size))
+        total = len(batches) * settings.steps
+        progress(Step(done=0, total=total))
         with publish(out) as partial_folder:
             partial_folder.mkdir(parents=True)
             for places in batches:
@@ -96,10 +135,10 @@ class Synthesis:
                 for _ in range(settings.steps):
                     loss = self._step(images, optimizer, rng)
                     done += 1
-                    yield Step(done=done, total=len(batches) * settings.steps, note=f"loss {loss:.3f}")
+                    progress(Step(done=done, total=total, note=f"loss {loss:.3f}"))
                 self._write(images.detach(), places, partial_folder)
             cost = {
-                "begun_from": settings.shards if self.photographs else None,
+                "begun_from": settings.shards if self.photographs is not None else None,
                 "images": self.count,
                 "teacher_forwards": self.count * settings.steps,
                 "teacher_backwards": self.count * settings.steps,
@@ -107,15 +146,16 @@ class Synthesis:
             }
             (partial_folder / COST_FILE).write_text(json.dumps(cost, indent=2) + "\n")
             check_place(out, overwrite=settings.overwrite)
+        return SynthesisResult(path=Path(settings.out), cost=cost)
 
     def _begin(self, places: NDArray[np.int64], rng: np.random.Generator) -> Tensor:
         """Normalised images to start from, [N, 3, H, W]."""
         height, width = self.teacher.spec.image_size
-        device = self.teacher.mean_3HW.device
+        device = self.teacher.device
         if self.photographs is None:
             images = torch.from_numpy(rng.standard_normal((len(places), 3, height, width), dtype=np.float32)).to(device)
         else:
-            pixels = self.photographs.read(places, Decoder(height=height, width=width))
+            pixels = np.stack([self.photographs[int(place)] for place in places])
             images = self.teacher.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device))
         return images.contiguous(memory_format=torch.channels_last).requires_grad_()
 
@@ -145,43 +185,6 @@ class Synthesis:
             Image.fromarray(image).save(folder / f"{place:06}.png")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Photographs:
-    """The first images of a selection."""
-
-    corpus: Corpus
-    manifest: Manifest
-    rows: NDArray[np.int64]
-
-    @classmethod
-    def find(cls, settings: SynthesisSettings) -> "Photographs":
-        """Those that the settings name.
-
-        Raises:
-            SelectionError: the selection is missing, or was made from other scores.
-            SettingsError: it has fewer images than are to be made.
-            StoreError, CorpusError: the scores or the images are not there.
-        """
-        selection = read_selection(Path(settings.selection or ""))
-        store = open_complete(Path(settings.shards))
-        check_selection(store, selection)
-        count = settings.count or len(selection)
-        if len(selection) < count:
-            raise SettingsError(
-                f"{settings.selection} has {len(selection)} images; give --count {len(selection)} or less"
-            )
-        return cls(
-            corpus=moved(Corpus(**store.attributes["corpus"]), settings.root),
-            manifest=store.manifest(),
-            rows=selection.table["row"].to_numpy(dtype=np.int64)[:count],
-        )
-
-    def read(self, places: NDArray[np.int64], decoder: Decoder) -> NDArray[np.uint8]:
-        """Decode images by their rank, [N, H, W, 3]."""
-        with ImageReader(self.corpus, self.manifest) as reader:
-            return np.stack([decoder(reader.read(int(row))) for row in self.rows[places]])
-
-
 def check_place(folder: Path, *, overwrite: bool) -> None:
     """Raise SettingsError where a folder is in the way that must not be replaced: with ``overwrite`` one that holds
     anything but an earlier run's images.
@@ -189,7 +192,7 @@ def check_place(folder: Path, *, overwrite: bool) -> None:
     if not folder.exists():
         return
     if not overwrite:
-        raise SettingsError(f"{folder} is there already; --overwrite replaces it, --out puts the images elsewhere")
+        raise SettingsError(f"{folder} already exists; --overwrite replaces it, --out puts the images elsewhere")
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else [folder.name]
     foreign = [name for name in sorted(names) if name != COST_FILE and not IMAGE_NAME.fullmatch(name)]
     if foreign:

@@ -13,9 +13,14 @@ class DFSSError(Exception):
 
 
 class SettingsError(DFSSError, ValueError):
-    """An option has a value that cannot be used."""
+    """A setting has a value that cannot be used."""
 
     exit_code = 2
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        """Say what is wrong; where the message speaks of a setting by its name, ``field`` is that name."""
+        super().__init__(message)
+        self.field = field
 
 
 class CorpusError(DFSSError, FileNotFoundError):

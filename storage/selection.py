@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -21,7 +22,7 @@ class Selection:
 
     table: pd.DataFrame
     """Columns row, key, rank, distance, weight, cell; sorted by rank."""
-    about: dict[str, str]
+    about: dict[str, Any]
     """``scores`` (fingerprint of the store), ``strategy``, ``budget``."""
 
     def __len__(self) -> int:

@@ -4,8 +4,7 @@ Settings take plain values (``budget=0.5``, ``student_arguments={"blocks": 2}``)
 """
 
 import dataclasses
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,24 +26,37 @@ from distill.training.run_folder import RunFolder
 from distill.views import ViewSettings
 from distill.weighting import WeightSchedule
 from pipeline.models.segmenter import Segmenter
-from pipeline.scoring.run import Scoring
+from pipeline.scoring.run import score
 from pipeline.selection.select import make_selection
 from pipeline.settings import ScoreSettings, SelectSettings, SynthesisSettings
-from pipeline.synthesis import Synthesis
+from pipeline.synthesis import Synthesis, prepared
+from storage.progress import Progress, Step, ignore
 from storage.scores.store import ScoreStore, open_complete
 from storage.selection import Selection
 
 
+class Stopped(Exception):
+    """Ends a stage from its progress, as Ctrl-C would."""
+
+
+def stop_at(done: int) -> Progress:
+    """Let a stage go on until so many units are done, and end it then."""
+
+    def report(step: Step) -> None:
+        if step.done == done:
+            raise Stopped
+
+    return report
+
+
 def score_folder(corpus: Path, teacher: Path | str, out: str = "scores.zarr", **changes: Any) -> ScoreStore:
     """Score a folder of images with every layer unless told otherwise."""
-    fields: dict[str, Any] = {"layers": "all", "device": "cpu", **changes}
-    for _ in Scoring(ScoreSettings(corpus=str(corpus), teacher=str(teacher), out=out, **fields)).run():
-        pass
-    return open_complete(Path(out))
+    fields: dict[str, Any] = {"layers": ("all",), "device": "cpu", **changes}
+    return open_complete(score(ScoreSettings(corpus=str(corpus), teacher=str(teacher), out=out, **fields)).path)
 
 
 def select_images(store: ScoreStore, **changes: Any) -> Selection:
-    return make_selection(store, SelectSettings(**_as_text(changes)))
+    return make_selection(store, SelectSettings(**changes))
 
 
 def make_settings(**changes: Any) -> DistillSettings:
@@ -52,50 +64,39 @@ def make_settings(**changes: Any) -> DistillSettings:
     fields: dict[str, Any] = {
         "student": "tiny_models:small", "steps": 4, "batch_size": 4, "budget": 1.0, "device": "cpu", "out": "run",
     }  # fmt: skip
-    return DistillSettings(**_as_text({**fields, **changes}))
+    return DistillSettings(**{**fields, **changes})
 
 
 def make_train_settings(data: Path, **changes: Any) -> TrainSettings:
     fields: dict[str, Any] = {
-        "builder": "tiny_models:tiny", "image_size": f"{HEIGHT}x{WIDTH}", "steps": 4, "batch_size": 4, "device": "cpu",
+        "builder": "tiny_models:tiny", "image_size": (HEIGHT, WIDTH), "steps": 4, "batch_size": 4, "device": "cpu",
         "out": "taught",
     }  # fmt: skip
     return TrainSettings(data=str(data), **{**fields, **changes})
 
 
-def _as_text(fields: dict[str, Any]) -> dict[str, Any]:
-    text = dict(fields)
-    if isinstance(text.get("budget"), int | float):
-        text["budget"] = str(text["budget"])
-    if isinstance(text.get("student_arguments"), dict):
-        text["student_arguments"] = json.dumps(text["student_arguments"])
-    return text
-
-
 def run_distill(settings: DistillSettings) -> None:
-    for _ in distill(settings):
-        pass
+    distill(settings)
 
 
 def run_training(
-    model: Segmenter, objective: Any, settings: OptimisationSettings, *, resting: Sequence[nn.Module] = ()
+    model: Segmenter, objective: Any, settings: OptimisationSettings, *, frozen: Sequence[nn.Module] = ()
 ) -> None:
     """The training loop alone, on an objective of the test's own."""
     folder = RunFolder(Path(settings.out), "model.safetensors")  # type: ignore[attr-defined]
     folder.claim(settings, {})
-    for _ in Training(model=model, objective=objective, settings=settings, folder=folder, resting=resting).run():
-        pass
+    Training(model=model, objective=objective, settings=settings, folder=folder, frozen=frozen).run(ignore)
 
 
 def prepare_synthesis(teacher: Path, **changes: Any) -> Synthesis:
     fields: dict[str, Any] = {"out": "made", "count": 5, "steps": 1, "batch_size": 4, "device": "cpu", **changes}
-    return Synthesis.prepare(SynthesisSettings(teacher=str(teacher), **fields))
+    with prepared(SynthesisSettings(teacher=str(teacher), **fields)) as synthesis:
+        return synthesis  # its files open again where they are needed
 
 
 def run_synthesis(synthesis: Synthesis) -> NDArray[np.uint8]:
     """Make the images; returns their pixels, [N, H, W, 3]."""
-    for _ in synthesis.run():
-        pass
+    synthesis.run(ignore)
     return np.stack([np.asarray(Image.open(path)) for path in sorted(Path(synthesis.settings.out).glob("*.png"))])
 
 
@@ -105,7 +106,7 @@ class Prepared:
 
     model: Segmenter
     objective: Any
-    resting: Sequence[nn.Module]
+    frozen: Sequence[nn.Module]
     settings: OptimisationSettings
     batches: list[Any]
 
@@ -116,16 +117,15 @@ def prepare_distill(settings: DistillSettings, monkeypatch: pytest.MonkeyPatch) 
 
 
 def prepare_train(settings: TrainSettings, monkeypatch: pytest.MonkeyPatch) -> Prepared:
-    return _prepare(lambda: list(train(settings)), monkeypatch)
+    return _prepare(lambda: train(settings), monkeypatch)
 
 
 def _prepare(stage: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> Prepared:
     found: list[Prepared] = []
 
-    def run(training: Training[Any]) -> Iterator[Any]:
-        batches = [training.objective.batch(step) for step in range(training.settings.steps)]
-        found.append(Prepared(training.model, training.objective, training.resting, training.settings, batches))
-        return iter(())
+    def run(training: Training[Any], progress: Progress) -> None:
+        batches = [batch_of(training.objective, step) for step in range(training.settings.steps)]
+        found.append(Prepared(training.model, training.objective, training.frozen, training.settings, batches))
 
     with monkeypatch.context() as patch:
         patch.setattr(Training, "run", run)
@@ -149,7 +149,7 @@ def make_distillation(
         teacher=(teacher or tiny_model()).requires_grad_(False),
         images=cast(Any, images),
         training_places=list(training_places),
-        held_back=[place for place in range(len(images)) if place not in training_places],
+        held_out=[place for place in range(len(images)) if place not in training_places],
         schedule=WeightSchedule(
             weights_N=np.asarray(weights, dtype=np.float64), weighting=settings.weighting, pacing=settings.pacing
         ),
@@ -161,4 +161,9 @@ def make_distillation(
 
 
 def loss_of(distillation: Distillation, model: Segmenter, batch: DistillBatch) -> torch.Tensor:
-    return distillation.loss(model, batch, 0.0)
+    return distillation.loss(model, batch, 0.0).mean()
+
+
+def batch_of(objective: Any, step: int) -> Any:
+    """The whole batch of a step."""
+    return objective.batch(step, range(objective.settings.batch_size))

@@ -10,22 +10,37 @@ import pytest
 import torch
 from conftest import HEIGHT, WIDTH, Call, Run, command_environment, command_line, tiny_spec
 
+import dfss
 import distill.cli
 import pipeline.cli
 from pipeline.models.files import save_model
 from pipeline.models.segmenter import Segmenter, build_model
+from storage.progress import Step
 
 ENTRY_POINTS = {
     "dfss-score": pipeline.cli.score,
-    "dfss-select": pipeline.cli.select_images,
+    "dfss-select": pipeline.cli.select,
     "dfss-synthesize": pipeline.cli.synthesize,
     "dfss-import": pipeline.cli.import_model,
-    "dfss-world": pipeline.cli.make_world,
     "dfss-train": distill.cli.train,
     "dfss-distill": distill.cli.distill,
     "dfss-eval": distill.cli.evaluate,
 }
 README = Path(__file__).parents[1] / "README.md"
+
+
+def test_the_face_has_every_command() -> None:
+    assert {f"dfss-{name}" for name in dfss.COMMANDS} == set(ENTRY_POINTS)
+
+
+def test_dfss_runs_each_command_as_a_subcommand(run_command: Run) -> None:
+    shown = run_command("dfss", "--help").stdout
+    assert all(f"  {name} " in shown for name in dfss.COMMANDS)
+    assert run_command("dfss", "--version").stdout == f"dfss {dfss.__version__}\n"
+    assert "Example: dfss-select" in run_command("dfss", "select", "--help").stdout
+    wrong = run_command("dfss", "scroe")
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("dfss: error: command 'scroe' is not one of score")
 
 
 @pytest.mark.parametrize("command", ENTRY_POINTS)
@@ -99,7 +114,7 @@ def test_a_scored_corpus_is_summed_up(run_command: Run, image_folder: Path, teac
     for part in ("distance: 0 %", "reading", "inferring", "writing"):
         assert part in result.stdout
     again = run_command("dfss-score", "--corpus", "images", "--teacher", teacher_file)
-    assert "complete already" in again.stdout
+    assert "already complete" in again.stdout
 
 
 def test_the_catalogue_is_listed_without_further_arguments(run_command: Run) -> None:
@@ -118,7 +133,10 @@ def test_the_catalogue_is_listed_without_further_arguments(run_command: Run) -> 
         ("dfss-score --corpus imagenet --teacher teacher.safetensors", "DFSS_IMAGENET_ROOT"),
         ("dfss-score --corpus imagenett --teacher teacher.safetensors", "imagenet"),
         ("dfss-score --corpus empty --teacher teacher.safetensors", "empty"),
-        ("dfss-score --corpus images --teacher teacher.safetensors --batch-size 0", "batch_size is 0"),
+        (
+            "dfss-score --corpus images --teacher teacher.safetensors --batch-size 0",
+            "--batch-size is 0; give 1 or more",
+        ),
         ("dfss-score --corpus images --teacher teacher.safetensors --layers nope", "no BatchNorm layer"),
         ("dfss-score --corpus images --teacher teacher.safetensors --device cuda:7", "cuda:7 is not there"),
         ("dfss-score --corpus images --teacher teacher.safetensors --out images", "not a score store"),
@@ -132,12 +150,12 @@ def test_the_catalogue_is_listed_without_further_arguments(run_command: Run) -> 
         ("dfss-distill --val labelled --teacher two.safetensors", "not the teacher"),
         ("dfss-eval --model two.safetensors --data labelled", "two.safetensors has 2 classes, labelled has 3"),
         ("dfss-eval --model teacher.safetensors --data images", "no folder images/images"),
-        ("dfss-distill --shards scores.zarr --student teacher.safetensors", "is the teacher over again"),
-        ("dfss-distill --shards scores.zarr --features -1", "features is -1.0; it cannot be negative"),
+        ("dfss-distill --shards scores.zarr --student teacher.safetensors", "equals the teacher"),
+        ("dfss-distill --shards scores.zarr --features -1", "--features is -1.0; give 0 or more"),
         ("dfss-synthesize --teacher plain.safetensors", "no BatchNorm"),
-        ("dfss-synthesize --teacher teacher.safetensors --out images", "images is there already"),
+        ("dfss-synthesize --teacher teacher.safetensors --out images", "images already exists"),
         ("dfss-synthesize --teacher teacher.safetensors --out labelled --overwrite", "so it is not replaced"),
-        ("dfss-synthesize --teacher teacher.safetensors --steps 0", "steps is 0; give at least 1"),
+        ("dfss-synthesize --teacher teacher.safetensors --steps 0", "--steps is 0; give 1 or more"),
         ("dfss-import --builder Unet/resnet18 --weights no.pth --num-classes 3 --out x.safetensors", "no weights file"),
         ("dfss-train --data labelled --builder tiny_models:tiny --image-size big", "not HEIGHTxWIDTH"),
     ],
@@ -156,8 +174,7 @@ def test_a_mistake_is_one_clear_line_and_never_a_traceback(
     printed = capsys.readouterr().err
     assert code in (1, 2)
     assert message in " ".join(printed.split())
-    if code == 1:
-        assert printed.count("\n") == 1
+    assert printed.count("\n") == 1
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +183,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from conftest import draw_image, tiny_model
 
     from pipeline.models.builders import TRUSTED_BUILDERS
-    from pipeline.scoring.run import Scoring
+    from pipeline.scoring.run import score
     from pipeline.settings import ScoreSettings
 
     folder = tmp_path_factory.mktemp("world")
@@ -183,10 +200,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_model(tiny_model(), folder / "teacher.safetensors")
         save_model(tiny_model(spec=tiny_spec(classes=("a", "b"))), folder / "two.safetensors")
         save_model(build_model(tiny_spec("tiny_models:without_batch_norm")), folder / "plain.safetensors")
-        for out in ("scores.zarr", "half.zarr"):
-            steps = Scoring(ScoreSettings(corpus="images", teacher="teacher.safetensors", out=out, device="cpu")).run()
-            next(steps)
-            if out == "scores.zarr":
-                list(steps)
-            steps.close()  # type: ignore[attr-defined]
+        score(ScoreSettings(corpus="images", teacher="teacher.safetensors", out="scores.zarr", device="cpu"))
+        with pytest.raises(KeyboardInterrupt):
+            score(
+                ScoreSettings(corpus="images", teacher="teacher.safetensors", out="half.zarr", device="cpu"), interrupt
+            )
     return folder
+
+
+def interrupt(step: Step) -> None:
+    """Press Ctrl-C at the first report."""
+    raise KeyboardInterrupt

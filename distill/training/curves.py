@@ -1,16 +1,18 @@
 """Figures by step, as dvclive writes and DVC plots them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from storage.files.publish import publish
 
+Log = Callable[[int, Mapping[str, float]], None]
+"""Keeps figures of a step."""
+
 
 @contextmanager
-def curve_log(folder: Path, *, step: int) -> Iterator[Any]:
-    """A dvclive log of figures by step, to be continued at ``step``: what a killed run logged after it is forgotten."""
+def curve_log(folder: Path, *, step: int) -> Iterator[Log]:
+    """A log of figures by step, to be continued at ``step``: what a killed run logged after it is forgotten."""
     from dvclive.live import Live  # half a second to import
 
     class Curves(Live):
@@ -25,5 +27,11 @@ def curve_log(folder: Path, *, step: int) -> Iterator[Any]:
         with publish(table) as partial:
             partial.write_text("".join([*lines[:1], *kept]))
     with Curves(dir=str(folder), resume=step > 0, report=None, save_dvc_exp=False, dvcyaml=None) as live:
-        yield live
+
+        def log(done: int, figures: Mapping[str, float]) -> None:
+            live.step = done
+            for name, value in figures.items():
+                live.log_metric(name, value)
+
+        yield log
     (folder / "metrics.json").unlink()  # the run's own metrics.json says more

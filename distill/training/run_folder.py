@@ -16,19 +16,17 @@ from torch.optim import Optimizer
 from distill.settings import OptimisationSettings
 from pipeline.models.files import save_model
 from pipeline.models.segmenter import Segmenter
-from storage.differences import difference
+from storage.differences import differences
 from storage.errors import SettingsError
-from storage.files.publish import publish, remove
+from storage.files.publish import publish, remove, write_json
 
-# What may change between the two halves of a run without changing the model it ends with.
-FREE_SETTINGS = {"resume", "overwrite", "out", "val", "eval_every", "checkpoint_every", "device", "root"}
-
-
-# What a run did that was begun before there was the setting, where that is not today's default.
-BEFORE = {"inherit": False, "features": 0.0}
-
-
+FREE_SETTINGS = {
+    *("resume", "overwrite", "out", "val", "eval_every", "checkpoint_every", "keep_checkpoint", "device", "root")
+}
+"""What may change between the two halves of a run without changing the model that it ends with."""
 MADE_BY_A_RUN = ("checkpoint.pt", "metrics.json", "curves", "selection.parquet", "settings.json")
+RUN_VERSION = 1
+"""What the settings of a run mean, and what its checkpoint holds. A run of another version is not continued."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,30 +68,39 @@ class RunFolder:
 
     def claim(self, settings: OptimisationSettings, about: Mapping[str, Any]) -> None:
         """Make the folder ready for a run with these settings; ``about`` is what else decides the model that it ends
-        with. A run that was begun before there was such a setting counts as having its default, or what it then did.
+        with. An interrupted run is kept to be continued; a finished one is kept, or replaced with ``overwrite``.
 
         Raises:
             SettingsError: it holds a run and neither flag was given, or a run with other settings is to be resumed.
         """
         resume, overwrite = settings.resume, settings.overwrite
-        wanted = _deciding({**dataclasses.asdict(settings), **about})
+        wanted = _deciding({**dataclasses.asdict(settings), **about, "run_version": RUN_VERSION})
         if self.settings.exists() and not resume and not overwrite:
             raise SettingsError(
                 f"{self.path} already holds a run; --resume continues it, --overwrite replaces it, "
                 "--out puts this one elsewhere"
             )
         if self.settings.exists():
-            defaults = {field.name: field.default for field in dataclasses.fields(settings)}
-            known = {name: value for name, value in defaults.items() if value is not dataclasses.MISSING}
-            known |= {name: value for name, value in BEFORE.items() if name in known}
-            held = {**_deciding(known), **read_json(self.settings)}
-            if held != wanted and not overwrite:
-                raise SettingsError(f"{self.path} was begun with {difference(held, wanted)}; --overwrite starts afresh")
-            if held != wanted or not resume:
+            differing = self._differences(wanted)
+            if differing and not overwrite:
+                raise SettingsError(
+                    f"{self.path} was begun with other settings: {'; '.join(differing)}; --overwrite starts afresh"
+                )
+            if differing or not resume or (overwrite and self.finished() is not None):
                 self._clear()
         elif others := [name for name in self._names() if (self.path / name).exists()]:
             raise SettingsError(f"{self.path} holds {others[0]} but no run; give another --out")
         write_json(self.settings, wanted)
+
+    def _differences(self, wanted: Mapping[str, Any]) -> list[str]:
+        held = read_json(self.settings)
+        if held.get("run_version") != RUN_VERSION:
+            return [f"a run of version {held.get('run_version', 0)} of the program's runs, now {RUN_VERSION}"]
+        return differences(held, wanted, sorted(held.keys() | wanted.keys()))
+
+    def finished(self) -> dict[str, Any] | None:
+        """The figures of a run that has ended, None for one that has not."""
+        return read_json(self.metrics) if self.metrics.exists() and self.model.exists() else None
 
     def _clear(self) -> None:
         # Only what a run makes: the folder may be one where the user keeps other things. The settings go last, so that
@@ -119,7 +126,7 @@ class RunFolder:
         if not self.checkpoint.exists():
             return 0
         try:
-            state = torch.load(self.checkpoint, map_location=model.mean_3HW.device, weights_only=True)
+            state = torch.load(self.checkpoint, map_location=model.device, weights_only=True)
             model.network.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError, KeyError, TypeError, EOFError, UnpicklingError) as error:
@@ -128,10 +135,12 @@ class RunFolder:
             ) from error
         return int(state["step"])
 
-    def finish(self, model: Segmenter, metrics: Mapping[str, Any]) -> None:
-        """Publish the model and its figures."""
+    def finish(self, model: Segmenter, metrics: Mapping[str, Any], *, keep_checkpoint: bool) -> None:
+        """Publish the model and its figures. The checkpoint, several times the model's size, is then of no more use."""
         save_model(model, self.model)
         write_json(self.metrics, metrics)
+        if not keep_checkpoint:
+            remove(self.checkpoint)
 
 
 def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,9 +158,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise SettingsError(f"{path} is not what a run writes; give another --out")
     return values
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Publish JSON; the same values give the same bytes."""
-    with publish(path) as partial:
-        partial.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")

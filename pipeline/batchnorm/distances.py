@@ -6,11 +6,12 @@ Per layer l with statistics mu, var of the image and running mu^, var^ (sigma^2 
 ``standardized`` (ours):       rms_c((mu - mu^) / sigma^)  and  rms_c(log(sigma^2 / sigma^^2)), free of channel scale
 
 An image's distance is the mean over the monitored layers of the sum of the two; for one layer it is the paper's.
+To add a distance, write its formula, a line in :data:`DISTANCES`, and its name in ``pipeline.settings.DistanceKind``.
 
 Shapes: N images, L layers, C channels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -19,13 +20,16 @@ from pipeline.batchnorm.layers import BatchNormLayer
 from pipeline.batchnorm.moments import LayerStatistics
 from pipeline.settings import DistanceKind
 
+Formula = Callable[[LayerStatistics, BatchNormLayer], tuple[Tensor, Tensor]]
+"""Mean part and variance part of one layer's distance, [N] each."""
+
 
 def layer_distances(
-    statistics: dict[str, LayerStatistics], layers: Sequence[BatchNormLayer], kind: DistanceKind
+    statistics: Mapping[str, LayerStatistics], layers: Sequence[BatchNormLayer], kind: DistanceKind
 ) -> Tensor:
     """Mean and variance part of each layer's distance, float32 [N, L, 2]."""
-    formula = _standardized if kind == "standardized" else _paper
-    return torch.stack([formula(statistics[layer.name], layer) for layer in layers], dim=1)
+    formula = DISTANCES[kind]
+    return torch.stack([torch.stack(formula(statistics[layer.name], layer), dim=1) for layer in layers], dim=1)
 
 
 def distance(layer_distance_NL2: Tensor) -> Tensor:
@@ -39,19 +43,19 @@ def standard_scores(statistics: LayerStatistics, layer: BatchNormLayer) -> Tenso
     return (statistics.mean_NC - mean_C) / var_C.add(layer.module.eps).sqrt()
 
 
-def _paper(statistics: LayerStatistics, layer: BatchNormLayer) -> Tensor:
+def _paper(statistics: LayerStatistics, layer: BatchNormLayer) -> tuple[Tensor, Tensor]:
     mean_C, var_C = _running(layer)
-    return torch.stack(
-        [(statistics.mean_NC - mean_C).norm(dim=1), (statistics.var_NC - var_C).norm(dim=1)],
-        dim=1,
-    )
+    return (statistics.mean_NC - mean_C).norm(dim=1), (statistics.var_NC - var_C).norm(dim=1)
 
 
-def _standardized(statistics: LayerStatistics, layer: BatchNormLayer) -> Tensor:
+def _standardized(statistics: LayerStatistics, layer: BatchNormLayer) -> tuple[Tensor, Tensor]:
     eps = layer.module.eps  # as the layer itself: a channel that is constant has log-variance too
     _, var_C = _running(layer)
     log_ratio_NC = torch.log((statistics.var_NC + eps) / (var_C + eps))
-    return torch.stack([_rms(standard_scores(statistics, layer)), _rms(log_ratio_NC)], dim=1)
+    return _rms(standard_scores(statistics, layer)), _rms(log_ratio_NC)
+
+
+DISTANCES: Mapping[DistanceKind, Formula] = {"standardized": _standardized, "paper": _paper}
 
 
 def _rms(values_NC: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import dataclasses
 import fnmatch
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from torch import Tensor, nn
@@ -13,12 +13,6 @@ from pipeline.models.segmenter import Segmenter
 from storage.errors import ModelError
 
 BatchNorm = nn.BatchNorm2d | nn.SyncBatchNorm
-
-
-DEFAULT_LAYERS = "default"
-
-
-ALL_LAYERS = "all"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -91,24 +85,24 @@ def _normalisation(network: nn.Module) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) or "none at all"
 
 
-def choose_layers(layers: Sequence[BatchNormLayer], wanted: str) -> list[BatchNormLayer]:
-    """Pick layers by ``default``, ``all``, or names and globs separated by commas; order of the forward pass.
+def choose_layers(layers: Sequence[BatchNormLayer], wanted: Sequence[str]) -> list[BatchNormLayer]:
+    """Pick layers by ``default``, ``all``, names and globs; in the order of the forward pass.
 
     Raises:
         ModelError: a name matches no layer; the message shows some that exist.
     """
-    if wanted == ALL_LAYERS:
-        return list(layers)
-    if wanted == DEFAULT_LAYERS:
-        return default_layers(layers)
-    patterns = [pattern.strip() for pattern in wanted.split(",") if pattern.strip()]
-    chosen = [layer for layer in layers if any(fnmatch.fnmatchcase(layer.name, pattern) for pattern in patterns)]
-    unmatched = [p for p in patterns if not any(fnmatch.fnmatchcase(layer.name, p) for layer in layers)]
-    if unmatched or not chosen:
-        missing = ", ".join(map(repr, unmatched or [wanted]))
-        shown = ", ".join(layer.name for layer in layers[:: max(1, len(layers) // 6)])
-        raise ModelError(f"no BatchNorm layer is called {missing}; there are, among others, {shown}")
-    return chosen
+    chosen: set[str] = set()
+    for pattern in wanted:
+        found = GROUPS[pattern](layers) if pattern in GROUPS else _matching(layers, pattern)
+        if not found:
+            shown = ", ".join(layer.name for layer in layers[:: max(1, len(layers) // 6)])
+            raise ModelError(f"no BatchNorm layer is called {pattern!r}; there are, among others, {shown}")
+        chosen |= {layer.name for layer in found}
+    return [layer for layer in layers if layer.name in chosen]
+
+
+def _matching(layers: Sequence[BatchNormLayer], pattern: str) -> list[BatchNormLayer]:
+    return [layer for layer in layers if fnmatch.fnmatchcase(layer.name, pattern)]
 
 
 def default_layers(layers: Sequence[BatchNormLayer]) -> list[BatchNormLayer]:
@@ -123,3 +117,10 @@ def default_layers(layers: Sequence[BatchNormLayer]) -> list[BatchNormLayer]:
         backbone = list(layers)
     last = max(1, round(0.8 * len(backbone)))
     return backbone[min(int(0.75 * len(backbone)), last - 1) : last]
+
+
+GROUPS: Mapping[str, Callable[[Sequence[BatchNormLayer]], list[BatchNormLayer]]] = {
+    "default": default_layers,
+    "all": list,
+}
+"""Names that stand for several layers."""

@@ -6,7 +6,7 @@ Shapes: B rows of a batch, N <= B images that decoded, H x W pixels.
 import dataclasses
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -60,7 +60,7 @@ def load_batches(
     batch_size: int,
     workers: int,
     stack: Callable[[list[Pixels]], Pixels] = np.stack,
-) -> Iterator[ImageBatch]:
+) -> Generator[ImageBatch, None, None]:
     """Yield the rows of all units in order, in batches that never cross a unit, so that a unit's bytes do not depend on
     where a run began. Memory is bounded by a few batches, however many units there are.
 

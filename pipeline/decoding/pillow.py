@@ -5,15 +5,14 @@ every run, because the text is stored with the scores. Only raster formats are o
 file can start an external program (EPS, WMF) or be opened as something exotic.
 """
 
-import ctypes
 import importlib
 import io
-import logging
 import re
+import threading
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,22 +38,22 @@ _TRANSPOSE = {
 _SIDEWAYS = (5, 6, 7, 8)
 _WHITE = (255, 255, 255, 255)
 _PILLOW_MODULES = r"PIL\."
+_importing = threading.Lock()
 _PILLOW_FILTER = ("ignore", None, Warning, re.compile(_PILLOW_MODULES), 0)
 
-# Imported here, because Pillow would import them in the first thread that meets such a file, while others look on.
-for _plugin in _PLUGINS:
-    with suppress(ImportError):  # AVIF came with Pillow 11.3
-        importlib.import_module(f"PIL.{_plugin}ImagePlugin")
-_OPENED = tuple(name for name in _FORMATS if name in Image.OPEN)
 
-# Pillow logs some faults of TIFF files; without a handler, logging would print them.
-logging.getLogger("PIL").addHandler(logging.NullHandler())
+@cache
+def opened_formats() -> tuple[str, ...]:
+    """The formats that are opened.
 
-# The libtiff in Pillow's wheels prints its errors itself, beside the exceptions that Pillow makes of them.
-_package = Path(Image.__file__).parent
-for _library in (*_package.parent.glob("pillow.libs/libtiff*"), *_package.glob(".dylibs/libtiff*")):
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(str(_library)).TIFFSetErrorHandler(None)
+    Pillow's modules for them are imported at the first call, all at once: Pillow itself would import each in the first
+    thread that meets such a file, while others look on.
+    """
+    with _importing:
+        for plugin in _PLUGINS:
+            with suppress(ImportError):  # AVIF came with Pillow 11.3
+                importlib.import_module(f"PIL.{plugin}ImagePlugin")
+        return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,7 +147,7 @@ class _FaultsOf:
 def _open(data: bytes, min_side: int) -> ImageFile.ImageFile:
     if not data:
         raise ImageError("empty: 0 bytes")
-    image = Image.open(io.BytesIO(data), formats=_OPENED)
+    image = Image.open(io.BytesIO(data), formats=opened_formats())
     if image.width * image.height > MAX_PIXELS:
         raise Image.DecompressionBombError
     if min(image.size) < min_side:

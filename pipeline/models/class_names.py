@@ -1,7 +1,10 @@
 """Names of the classes of labelled data: ``classes.txt``, or a list on the command line."""
 
+import dataclasses
 from pathlib import Path
+from typing import Annotated
 
+from storage.commandline.values import NAMES_FORM
 from storage.errors import SettingsError
 
 VOID = 255
@@ -21,7 +24,9 @@ def read_class_names(text: str) -> tuple[str, ...]:
     if not Path(text).is_file():
         names = tuple(name.strip() for name in text.split(","))
         if len(names) < 2 or not all(names):
-            raise SettingsError(f"--class-names {text!r} is neither a file nor names separated by commas")
+            raise SettingsError(
+                f"class_names {text!r} is neither a file nor names separated by commas", field="class_names"
+            )
         return names
     rows = [line.split(maxsplit=1) for line in Path(text).read_text().splitlines() if line.strip()]
     if not all(row[0].isdigit() and len(row) == 2 for row in rows):
@@ -30,3 +35,9 @@ def read_class_names(text: str) -> tuple[str, ...]:
     if ids != list(range(len(ids))):
         raise SettingsError(f"{text}: class ids must count up from 0, they are {ids}")
     return tuple(row[1] for row in rows if int(row[0]) != VOID)
+
+
+ClassNames = Annotated[
+    tuple[str, ...], dataclasses.replace(NAMES_FORM, metavar="NAME,...|FILE", parse=read_class_names)
+]
+"""A setting: names, which a command line may also give as a file."""

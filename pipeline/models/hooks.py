@@ -31,7 +31,7 @@ def probe(teacher: Segmenter) -> None:
         ModelError: the network refuses the size, or its output is not what its description says.
     """
     height, width = teacher.spec.image_size
-    image = torch.full((1, 3, height, width), 0.5, device=teacher.mean_3HW.device)
+    image = torch.full((1, 3, height, width), 0.5, device=teacher.device)
     training = teacher.training
     try:
         with torch.inference_mode():

@@ -11,19 +11,19 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.models.builders import resolve_builder
-from pipeline.models.class_names import read_class_names
 from pipeline.models.files import load_weights, save_model
 from pipeline.models.hooks import probe
 from pipeline.models.segmenter import ModelSpec, build_model
-from pipeline.settings import ImportSettings, parse_arguments, parse_numbers, parse_size
+from pipeline.settings import ImportSettings
 from storage.errors import ModelError, SettingsError
+from storage.progress import Progress, Step, ignore
 
 # Where training frameworks put the state dict inside a checkpoint, and what they put before its names.
 NESTED_KEYS = ("state_dict", "model_state_dict", "model_state", "model")
 PREFIXES = ("module.", "_orig_mod.", "model.", "network.")
 
 
-def import_weights(settings: ImportSettings) -> ModelSpec:
+def import_weights(settings: ImportSettings, progress: Progress = ignore) -> ModelSpec:
     """Read weights, check that they fit the builder, try one image, and write the model file.
 
     Raises:
@@ -32,31 +32,32 @@ def import_weights(settings: ImportSettings) -> ModelSpec:
     """
     out = Path(settings.out)
     if out.exists() and not settings.overwrite:
-        raise SettingsError(f"{out} is there already; give --overwrite or another --out")
+        raise SettingsError(f"{out} already exists; give --overwrite or another --out")
     spec = _spec(settings)
     weights = read_state_dict(Path(settings.weights))
     model = build_model(spec)
     load_weights(model.network, strip_prefix(weights, set(model.network.state_dict())), origin=settings.weights)
     probe(model)
     save_model(model, out)
+    progress(Step(done=1, total=1))
     return spec
 
 
 def _spec(settings: ImportSettings) -> ModelSpec:
     if settings.class_names:
-        names = read_class_names(settings.class_names)
+        names = settings.class_names
     elif settings.num_classes:
         names = tuple(f"class {index}" for index in range(settings.num_classes))
     else:
-        raise SettingsError("how many classes? give --num-classes or --class-names")
+        raise SettingsError("num_classes is missing; give --num-classes or --class-names")
     return ModelSpec(
         builder=resolve_builder(settings.builder),
-        arguments=parse_arguments(settings.arguments),
+        arguments=dict(settings.arguments),
         num_classes=settings.num_classes or len(names),
         class_names=names,
-        image_size=parse_size(settings.image_size),
-        mean=parse_numbers(settings.mean, "mean"),
-        std=parse_numbers(settings.std, "std"),
+        image_size=settings.image_size,
+        mean=settings.mean,
+        std=settings.std,
     )
 
 

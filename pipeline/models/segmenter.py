@@ -88,6 +88,11 @@ class Segmenter(nn.Module):
         self.register_buffer("mean_3HW", torch.tensor(spec.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std_3HW", torch.tensor(spec.std).view(3, 1, 1), persistent=False)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self.mean_3HW.device
+
     def normalise(self, images_N3HW: Tensor) -> Tensor:
         """What the network sees, in channels_last: uint8 or float in [0, 1] -> normalised float [N, 3, H, W]."""
         if images_N3HW.dtype == torch.uint8:

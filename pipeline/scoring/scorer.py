@@ -1,10 +1,11 @@
-"""The scorer: images in, distances, embeddings and, where asked for, the teacher's entropy out, in one forward pass.
+"""The scorer: images in, the measured columns of the store out, in one forward pass.
 
 Shapes: N images of a batch, L monitored layers, D embedding numbers, K classes.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,27 +20,11 @@ from pipeline.decoding import nvjpeg
 from pipeline.devices import Arriving, pick_device
 from pipeline.models.files import load_model
 from pipeline.models.segmenter import Segmenter
-from pipeline.settings import DistanceKind, ScoreSettings
+from pipeline.settings import DistanceKind, Precision, ScoreSettings
 from storage.errors import SettingsError
 
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class BatchScores:
-    """What one forward pass says of N images, on the CPU."""
-
-    layer_distance_NL2: NDArray[np.float32]
-    distance_N: NDArray[np.float32]
-    embedding_ND: NDArray[np.float16]
-    entropy_N: NDArray[np.float32] | None
-
-    def take(self, chosen_N: NDArray[np.bool_]) -> "BatchScores":
-        """The chosen images alone."""
-        return BatchScores(
-            self.layer_distance_NL2[chosen_N],
-            self.distance_N[chosen_N],
-            self.embedding_ND[chosen_N],
-            None if self.entropy_N is None else self.entropy_N[chosen_N],
-        )
+Measured = dict[str, NDArray[Any]]
+"""What one forward pass says of N images: the measured columns of the store, [N, ...] each, on the CPU."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,19 +36,19 @@ class Scorer:
     kind: DistanceKind
     embedder: Embedder
     entropy: bool
-    precision: str
+    precision: Precision
 
     @property
     def device(self) -> torch.device:
         """Where the teacher is."""
-        return self.teacher.mean_3HW.device
+        return self.teacher.device
 
-    def __call__(self, images_NHW3: NDArray[np.uint8] | Tensor) -> BatchScores:
+    def __call__(self, images_NHW3: NDArray[np.uint8] | Tensor) -> Measured:
         """Measure uint8 RGB images, [N, H, W, 3]. A row does not depend on the other rows."""
         return self.launch(images_NHW3)()
 
     @torch.inference_mode()
-    def launch(self, images_NHW3: NDArray[np.uint8] | Tensor) -> Callable[[], BatchScores]:
+    def launch(self, images_NHW3: NDArray[np.uint8] | Tensor) -> Callable[[], Measured]:
         """Begin to measure images; call the result to wait for them. A GPU works while the caller does other things."""
         images = torch.as_tensor(images_NHW3).permute(0, 3, 1, 2).to(self.device, non_blocking=True)
         with (
@@ -71,17 +56,17 @@ class Scorer:
             torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"),
         ):
             logits = measure(self.teacher, images)
-        parts = layer_distances(found, self.layers, self.kind)
         last = self.layers[-1]
-        vectors = self.embedder(standard_scores(found[last.name], last))
-        results = [parts, distance(parts), vectors.half()] + ([] if logits is None else [mean_entropy(logits)])
-        arriving = Arriving(results, made_from=images_NHW3)
-
-        def wait() -> BatchScores:
-            layer_distance, total, embedded, *entropy = arriving.arrays()
-            return BatchScores(layer_distance, total, embedded, entropy[0] if entropy else None)
-
-        return wait
+        parts = layer_distances(found, self.layers, self.kind)
+        columns = {
+            "layer_distance": parts,
+            "distance": distance(parts),
+            "embedding": self.embedder(standard_scores(found[last.name], last)).half(),
+        }
+        if logits is not None:
+            columns["entropy"] = mean_entropy(logits)
+        arriving = Arriving(list(columns.values()), made_from=images_NHW3)
+        return lambda: dict(zip(columns, arriving.arrays(), strict=True))
 
 
 def make_scorer(settings: ScoreSettings) -> Scorer:
@@ -89,14 +74,17 @@ def make_scorer(settings: ScoreSettings) -> Scorer:
 
     Raises:
         ModelError: the teacher is missing, has no BatchNorm, or lacks a layer asked for.
-        SettingsError: the device is not there.
+        SettingsError: no such device exists.
     """
     device = pick_device(settings.device)
     if settings.decoder == "nvjpeg" and device.type != "cuda":
-        raise SettingsError(f"--decoder nvjpeg needs a CUDA device, and this run is on {device}; use --decoder cpu")
+        raise SettingsError(
+            f"decoder nvjpeg needs a CUDA device, and this run is on {device}; use --decoder cpu", field="decoder"
+        )
     if settings.decoder == "nvjpeg" and not nvjpeg.AVAILABLE:
         raise SettingsError(
-            "--decoder nvjpeg needs a torchvision that decodes images; use an older one, or --decoder cpu"
+            "decoder nvjpeg needs a torchvision that decodes images; use an older one, or --decoder cpu",
+            field="decoder",
         )
     return scorer_for(
         load_model(settings.teacher).to(device),
@@ -111,19 +99,19 @@ def make_scorer(settings: ScoreSettings) -> Scorer:
 def scorer_for(
     teacher: Segmenter,
     *,
-    layers: str,
+    layers: Sequence[str],
     kind: DistanceKind,
     embedding_size: int,
     entropy: bool = False,
-    precision: str = "float32",
+    precision: Precision = "float32",
 ) -> Scorer:
-    """A scorer for a teacher that is loaded already. Raises ModelError where it lacks BatchNorm or a layer."""
+    """Return a scorer for a teacher that is loaded already. Raises ModelError where it lacks BatchNorm or a layer."""
     chosen = choose_layers(find_layers(teacher), layers)
     return Scorer(
         teacher=teacher,
         layers=chosen,
         kind=kind,
-        embedder=Embedder.create(chosen[-1].channels, embedding_size, teacher.mean_3HW.device),
+        embedder=Embedder.create(chosen[-1].channels, embedding_size, teacher.device),
         entropy=entropy,
         precision=precision,
     )

@@ -5,9 +5,12 @@ Shapes: N images of the selection.
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import TracebackType
+from typing import Any, Generic, TypeVar
 
+import numpy as np
 from PIL import Image
 
 from pipeline.corpora.corpus import Corpus
@@ -20,16 +23,16 @@ from storage.scores.store import ScoreStore
 from storage.selection import Selection
 
 CACHE_BYTES = 1 << 30
+ImageT = TypeVar("ImageT")
 
 
-class SelectedImages:
-    """Upright RGB images by their place in the selection. A context manager: it holds files open."""
+class SelectedImages(Generic[ImageT]):
+    """Decoded images by their place in the selection. A context manager: it holds files open."""
 
     def __init__(
-        self, store: ScoreStore, selection: Selection, *, largest: tuple[int, int], root: str | None = None
+        self, store: ScoreStore, selection: Selection, *, decode: Callable[[bytes], ImageT], root: str | None = None
     ) -> None:
-        """Check the selection against the store and find the corpus. Images are kept no larger than they are of use:
-        scaled down, where they are larger, to cover ``largest`` = (height, width).
+        """Check the selection against the store and find the corpus. ``decode`` makes what is kept of a file's bytes.
 
         Raises:
             SelectionError: the selection was made from other scores.
@@ -38,15 +41,15 @@ class SelectedImages:
         check_selection(store, selection)
         self.rows: Sequence[int] = [int(row) for row in selection.table["row"]]
         corpus = moved(Corpus(**store.attributes["corpus"]), root)
-        self._largest = largest
+        self._decode = decode
         self._keys = list(selection.table["key"])
         self._reader = ImageReader(corpus, store.manifest())
-        self._cache: dict[int, Image.Image] = {}
+        self._cache: dict[int, ImageT] = {}
         self._room = CACHE_BYTES
         self._lock = threading.Lock()
         self[0]
 
-    def __enter__(self) -> "SelectedImages":
+    def __enter__(self) -> "SelectedImages[ImageT]":
         self._reader.__enter__()
         return self
 
@@ -58,26 +61,40 @@ class SelectedImages:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, place: int) -> Image.Image:
+    def __getitem__(self, place: int) -> ImageT:
         """Decode the image at a place. Raises CorpusError where its file changed since it was scored."""
         cached = self._cache.get(place)
         if cached is not None:
             return cached
         try:
-            image = self._shrink(decode_rgb(self._reader.read(self.rows[place])))
+            image = self._decode(self._reader.read(self.rows[place]))
         except ImageError as error:
             raise CorpusError(
                 f"{self._keys[place]} could be read when it was scored and cannot now ({error}); score the corpus again"
             ) from error
-        size = 3 * image.width * image.height
+        size = _bytes_of(image)
         with self._lock:
             if size <= self._room:
                 self._cache[place] = image
                 self._room -= size
         return image
 
-    def _shrink(self, image: Image.Image) -> Image.Image:
-        scale = max(self._largest[0] / image.height, self._largest[1] / image.width)
+
+def _bytes_of(image: Any) -> int:
+    return image.nbytes if isinstance(image, np.ndarray) else 3 * image.width * image.height
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Covering:
+    """Decodes to upright RGB, no larger than is of use: scaled down, where larger, to cover ``height`` x ``width``."""
+
+    height: int
+    width: int
+
+    def __call__(self, data: bytes) -> Image.Image:
+        """Return the image. Raises ImageError where the bytes cannot be decoded."""
+        image = decode_rgb(data)
+        scale = max(self.height / image.height, self.width / image.width)
         if scale >= 1:
             return image
         size = (math.ceil(image.width * scale), math.ceil(image.height * scale))

@@ -4,6 +4,7 @@ Every strategy is a total order of all scored images; the selection for budget k
 budget costs nothing.
 """
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -11,22 +12,37 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pipeline.selection.strategies import _order
+from pipeline.selection.strategies import STRATEGIES
 from pipeline.selection.weights import distance_weights
-from pipeline.settings import SelectSettings, parse_budget
+from pipeline.settings import SelectSettings
 from storage.errors import SelectionError, SettingsError
+from storage.progress import Progress, Step, ignore
 from storage.scores.schema import SCORED
 from storage.scores.store import ScoreStore, open_complete
 from storage.selection import Selection, write_selection
 
 
-def select(settings: SelectSettings) -> tuple[Path, Selection]:
-    """Make a selection and write it; returns where it went."""
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class SelectResult:
+    """A selection, and the file that holds it."""
+
+    path: Path
+    selection: Selection
+
+
+def select(settings: SelectSettings, progress: Progress = ignore) -> SelectResult:
+    """Make a selection and write it.
+
+    Raises:
+        StoreError: the scores are missing or not complete.
+        SelectionError, SettingsError: see :func:`make_selection`.
+    """
     store = open_complete(Path(settings.shards))
     selection = make_selection(store, settings)
     path = Path(settings.out) if settings.out else default_path(store.path)
     write_selection(selection, path)
-    return path, selection
+    progress(Step(done=len(selection), total=len(selection)))
+    return SelectResult(path=path, selection=selection)
 
 
 def default_path(store: Path) -> Path:
@@ -47,7 +63,7 @@ def make_selection(store: ScoreStore, settings: SelectSettings) -> Selection:
         raise SelectionError(f"no image of {store.path} could be scored, so there is none to select")
     count = image_count(settings.budget, len(rows)) if settings.strategy != "all" else len(rows)
     distance, cell = store.column("distance")[rows], store.column("diversity/cell")[rows]
-    order = _order(store, rows, distance, cell, settings)[:count]
+    order = STRATEGIES[settings.strategy](store, rows, settings)[:count]
     table = pd.DataFrame(
         {
             "row": rows[order],
@@ -66,16 +82,16 @@ def first(selection: Selection, count: int) -> Selection:
     """The selection for a smaller budget: its first rows, weighted among themselves."""
     table = selection.table.head(count)
     weight = distance_weights(table["distance"].to_numpy(np.float32), "minmax")
-    return Selection(table.assign(weight=weight), selection.about | {"budget": str(count)})
+    return Selection(table.assign(weight=weight), selection.about | {"budget": count})
 
 
-def image_count(budget: str, available: int) -> int:
-    """Budget as a number of images. Raises SettingsError where it exceeds what is there."""
-    wanted = parse_budget(budget)
-    count = wanted if isinstance(wanted, int) else max(1, round(wanted * available))
+def image_count(budget: int | float, available: int) -> int:
+    """Budget as a number of images. Raises SettingsError where it exceeds what was scored."""
+    count = budget if isinstance(budget, int) else max(1, round(budget * available))
     if count > available:
         raise SettingsError(
-            f"--budget {budget} is more than the {available} images that there are; give at most {available}"
+            f"budget {budget} is more than the {available} images that were scored; give at most {available}",
+            field="budget",
         )
     return count
 

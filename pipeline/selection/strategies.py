@@ -1,7 +1,6 @@
-"""ADS, Approximate Distribution Sampling: which images to distil on, and the baselines to compare it with.
+"""Strategies: total orders of the scored images. ADS, Approximate Distribution Sampling, and what to compare it with.
 
-Every strategy is a total order of all scored images; the selection for budget k is its first k rows, so changing the
-budget costs nothing. ``ads`` (ours, after arXiv 2512.13175: close and diverse) sorts by
+``ads`` (ours, after arXiv 2512.13175: close and diverse) sorts by
 
     d_i + diversity * s * log2(1 + j_i),
 
@@ -9,8 +8,12 @@ where j_i counts the closer images of the same diversity cell and s is the sprea
 (median minus 5 % quantile): each doubling of what a cell has given already must be paid for by closeness.
 Near-duplicates of an image that is already taken come after all others.
 
-Shapes: N scored images.
+To add a strategy, write its order, a line in :data:`STRATEGIES`, and its name in ``pipeline.settings.Strategy``.
+
+Shapes: N scored images, D embedding numbers.
 """
+
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,28 +22,39 @@ from pipeline.settings import SelectSettings, Strategy
 from storage.index import near_duplicates
 from storage.scores.store import ScoreStore
 
+Order = Callable[[ScoreStore, NDArray[np.int64], SelectSettings], NDArray[np.int64]]
+"""Orders the given rows of a store: places among them, best first, [N]."""
 
-def _order(
-    store: ScoreStore,
-    rows: NDArray[np.int64],
-    distance: NDArray[np.float32],
-    cell: NDArray[np.int32],
-    settings: SelectSettings,
-) -> NDArray[np.int64]:
-    strategy: Strategy = settings.strategy
-    if strategy == "random":
-        return np.random.default_rng(settings.seed).permutation(len(rows))
-    if strategy == "confidence":
-        return np.argsort(store.column("entropy")[rows], kind="stable")
-    if strategy in ("nearest", "all"):
-        return np.argsort(distance, kind="stable")
+
+def _ads(store: ScoreStore, rows: NDArray[np.int64], settings: SelectSettings) -> NDArray[np.int64]:
     return ads_order(
-        distance,
-        cell,
+        store.column("distance")[rows],
+        store.column("diversity/cell")[rows],
         store.column("embedding")[rows],
         diversity=settings.diversity,
         duplicate=settings.duplicate,
     )
+
+
+def _nearest(store: ScoreStore, rows: NDArray[np.int64], settings: SelectSettings) -> NDArray[np.int64]:
+    return np.argsort(store.column("distance")[rows], kind="stable")
+
+
+def _random(store: ScoreStore, rows: NDArray[np.int64], settings: SelectSettings) -> NDArray[np.int64]:
+    return np.random.default_rng(settings.seed).permutation(len(rows))
+
+
+def _confidence(store: ScoreStore, rows: NDArray[np.int64], settings: SelectSettings) -> NDArray[np.int64]:
+    return np.argsort(store.column("entropy")[rows], kind="stable")
+
+
+STRATEGIES: Mapping[Strategy, Order] = {
+    "ads": _ads,
+    "nearest": _nearest,
+    "random": _random,
+    "confidence": _confidence,
+    "all": _nearest,
+}
 
 
 def ads_order(

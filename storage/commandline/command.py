@@ -1,26 +1,30 @@
-"""Turns a settings dataclass into a typer command. For the ``cli`` modules only.
+"""Turns a settings dataclass into a command, and several commands into one. For the ``cli`` modules only.
 
-A setting is declared once, as a field ``name: Annotated[type, "help"] = default`` of a frozen dataclass. From it come
-the option ``--name``, its help and its type check; a value for it in the command's section of ``params.yaml`` in the
-current folder stands in for the default. The command line wins over params.yaml, params.yaml over the default.
+From each field come the option ``--name``, its help and its check; a value for it in the command's section of
+``params.yaml`` in the current folder stands in for the default. The command line wins over params.yaml, params.yaml
+over the default.
 """
 
-import ctypes
 import dataclasses
+import importlib
 import inspect
 import logging
+import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
-from typing import Annotated, Any, Generic, TypeVar, get_args, get_type_hints
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Generic, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
+from typer.core import TyperCommand
 
-from storage.commandline.params import PARAMS_FILE, TOP_SECTION, read_section
+from storage.commandline.declaration import Field, fields_of
+from storage.commandline.params import PARAMS_FILE, read_section, refuse_unknown
+from storage.commandline.values import PANELS, one_of
 from storage.errors import DFSSError, SettingsError
 
 SettingsT = TypeVar("SettingsT")
+HELP_NAMES = ["-h", "--help"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,38 +45,29 @@ class Command(Generic[SettingsT]):
     interrupted: str = "what was finished is kept"
     """What the user is told after Ctrl-C."""
 
-    def __call__(self, argv: list[str] | None = None) -> None:
+    def __call__(self, argv: list[str] | None = None, *, name: str | None = None) -> None:
         """Run with ``argv`` (default: the process's own). Raises SystemExit with the exit code."""
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-        keep_freed_memory()
-        app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        try:
-            given = self._defaults()
-            app.command(help=f"{self.help}\n\nExample: {self.example}")(self._callback(given))
-            app(args=argv, prog_name=self.name, default_map=given)
-        except DFSSError as error:
-            self._fail(str(error), error.exit_code)
-        except OSError as error:  # a full disk, a read-only folder: the machine's trouble, not a bug
-            self._fail(str(error), 1)
-        except Exception as error:
-            if type(error).__name__ != "OutOfMemoryError":  # torch's, which this module must not import
-                raise
-            self._fail("the device is out of memory; give a smaller --batch-size", 1)
-
-    def _fail(self, message: str, code: int) -> None:
-        sys.stderr.write(f"{self.name}: error: {' '.join(message.split())}\n")
-        raise SystemExit(code)
+        with OneLine(name or self.name):
+            given = self._given()
+            app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+            text = f"{self.help}\n\nExample: {self.example}"
+            settings: dict[str, Any] = {"help_option_names": HELP_NAMES}
+            app.command(help=text, cls=Grouped, context_settings=settings)(self._callback(given))
+            app(args=argv, prog_name=name or self.name, default_map=given, standalone_mode=False)
+        raise SystemExit(0)
 
     def _callback(self, given: Mapping[str, Any]) -> Callable[..., None]:
-        known = {field.name for field, _ in _fields(self.settings)}
+        fields = fields_of(self.settings)
 
         def callback(**options: Any) -> None:
+            values = {field.name: field.parse(options[field.name]) for field in fields}
             try:
-                self.run(self.settings(**{name: value for name, value in options.items() if name in known}))
+                self.run(self.settings(**values))
             except KeyboardInterrupt:
-                self._fail(f"interrupted; {self.interrupted}", 130)
+                raise Interrupted(self.interrupted) from None
 
-        parameters = [_parameter(field, hint) for field, hint in _fields(self.settings)]
+        parameters = [_parameter(field) for field in sorted(fields, key=_place)]
         parameters += [_flag(name, action, text) for name, (action, text) in self.flags.items()]
         if self.methods:
             parameters.append(_method(self.methods, given))
@@ -80,30 +75,71 @@ class Command(Generic[SettingsT]):
         callback.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return callback
 
-    def _defaults(self) -> dict[str, Any]:
-        known = {field.name for field, _ in _fields(self.settings)}
-        given = read_section(PARAMS_FILE, self.section)
-        known |= {"method"} if self.methods else set()
-        if unknown := sorted(set(given) - known):
-            raise SettingsError(
-                f"{PARAMS_FILE}: {TOP_SECTION}.{self.section}.{unknown[0]} is no setting of {self.name}; "
-                f"it knows {', '.join(sorted(known))}"
-            )
-        return given
+    def _given(self) -> dict[str, Any]:
+        """Values of params.yaml, as a command line would spell them."""
+        values = read_section(PARAMS_FILE, self.section)
+        fields = {field.name: field for field in fields_of(self.settings)}
+        known = {*fields, "method"} if self.methods else set(fields)
+        refuse_unknown(values, known, section=self.section, command=self.name)
+        return {name: _spelled(fields[name], value) if name in fields else value for name, value in values.items()}
 
 
-def keep_freed_memory() -> None:
-    """Let the C library keep what large tensors free, for the next ones, instead of giving every one back to the
-    system and having its pages zeroed again: on CPUs a quarter to a third of a network's forward (docs/speed.md).
+class Interrupted(DFSSError):
+    """The user pressed Ctrl-C; the message says what is kept."""
 
-    For the owner of a process; does nothing where there is no glibc.
-    """
-    m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
-    with suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(m_trim_threshold, 2**31 - 1)
-        # Older ones take no more than 32 MiB, and say 0 then.
-        _ = mallopt(m_mmap_threshold, 1 << 30) or mallopt(m_mmap_threshold, 1 << 25)
+    exit_code = 130
+
+    def __init__(self, kept: str) -> None:
+        super().__init__(f"interrupted; {kept}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OneLine:
+    """Ends a command with one line on stderr and an exit code, whatever was wrong with its input."""
+
+    name: str
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, SettingsError) and error.field:
+            self._fail(_with_flag(str(error), error.field), error.exit_code)
+        if isinstance(error, DFSSError):
+            self._fail(str(error), error.exit_code)
+        if isinstance(error, OSError):  # a full disk, a read-only folder: the machine's trouble, not a bug
+            self._fail(str(error), 1)
+        if wrong_words := getattr(error, "format_message", None):  # what typer has to say of the command line
+            self._fail(f"{wrong_words().rstrip('.')}; see {self.name} --help", 2)
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which this module must not import
+            self._fail("the device is out of memory; give a smaller --batch-size", 1)
+        if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
+            self._fail("interrupted", 130)
+
+    def _fail(self, message: str, code: int) -> NoReturn:
+        sys.stderr.write(f"{self.name}: error: {' '.join(message.split())}\n")
+        raise SystemExit(code) from None
+
+
+def _with_flag(message: str, field: str) -> str:
+    return re.sub(rf"\b{field}\b", f"--{field.replace('_', '-')}", message, count=1)
+
+
+class Grouped(TyperCommand):
+    """A command whose help shows its options panel by panel, whole at any width of the terminal."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write a section for each panel."""
+        titles = [panel.title for panel in PANELS]
+        sections: dict[str, list[tuple[str, str]]] = {title: [] for title in titles}
+        for parameter in self.get_params(ctx):
+            if record := parameter.get_help_record(ctx):
+                title = getattr(parameter, "rich_help_panel", None) or titles[-1]
+                sections[title].append(record)
+        for title, records in sections.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
 
 
 def say(text: str) -> None:
@@ -111,17 +147,33 @@ def say(text: str) -> None:
     Console().print(text, highlight=False, soft_wrap=True, markup=False)
 
 
-def _fields(settings: type[Any]) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
-    hints = get_type_hints(settings, include_extras=True)
-    for field in dataclasses.fields(settings):
-        yield field, hints[field.name]
+def _place(field: Field) -> tuple[int, bool]:
+    """Panels in their order, and in each what is required first."""
+    return PANELS.index(field.panel), not field.required
 
 
-def _parameter(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
-    kind: Any = get_args(hint)[0]
-    text = get_args(hint)[1]
-    default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
-    option = typer.Option(help=text, show_default=default is not None)
+def _spelled(field: Field, value: Any) -> Any:
+    if field.form is None:
+        return value
+    if isinstance(value, str):
+        return [value] if field.form.several else value
+    return field.form.spell(field.accept(value))
+
+
+def _parameter(field: Field) -> inspect.Parameter:
+    default = inspect.Parameter.empty if field.required else field.default
+    kind = field.kind
+    if field.form is not None:
+        kind = list[str] if field.form.several else str
+        default = default if field.required or default is None else field.form.spell(default)
+    option = typer.Option(
+        help=field.help,
+        show_default=default is not None,
+        metavar=field.form.metavar if field.form else None,
+        rich_help_panel=field.panel.title,
+    )
+    if field.optional:
+        kind = kind | None
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
     )
@@ -150,8 +202,41 @@ def _method(methods: Mapping[str, Mapping[str, Any]], given: Mapping[str, Any]) 
         f"{name}: {', '.join(f'{setting} {value}' for setting, value in values.items()) or 'the defaults'}"
         for name, values in methods.items()
     )
-    option = typer.Option(help=f"Stands for several options ({meaning})", callback=apply, is_eager=True)
+    panel = next(panel.title for panel in PANELS if panel.title == "Method")
+    option = typer.Option(
+        help=f"Stands for several options ({meaning})", callback=apply, is_eager=True, rich_help_panel=panel
+    )
     default = next(iter(methods))
     return inspect.Parameter(
         "method", inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[str, option]
     )
+
+
+def run_one_of(commands: Mapping[str, str], *, name: str, version: str, argv: list[str] | None = None) -> None:
+    """Run the subcommand that the first word names. ``commands`` maps words to ``module:command``.
+
+    Raises SystemExit with the exit code.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    first = words[0] if words else "--help"
+    if first in ("--version", "-V"):
+        say(f"{name} {version}")
+        raise SystemExit(0)
+    if first in HELP_NAMES:
+        say(f"Usage: {name} COMMAND [OPTIONS]\n")
+        for word, place in commands.items():
+            say(f"  {word:<12}{_found(place).help.partition('. ')[0].rstrip('.')}")
+        say(f"\n{name} COMMAND --help explains the options of a command; {name} --version tells the version.")
+        raise SystemExit(0)
+    with OneLine(name):
+        try:
+            one_of(first, list(commands))
+        except ValueError as error:
+            raise SettingsError(f"command {first!r} {error}") from None
+    _found(commands[first])(words[1:], name=f"{name} {first}")
+
+
+def _found(place: str) -> Command[Any]:
+    module, _, attribute = place.partition(":")
+    command: Command[Any] = getattr(importlib.import_module(module), attribute)
+    return command

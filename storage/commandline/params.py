@@ -1,5 +1,6 @@
 """Values of settings from params.yaml in the current folder."""
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,6 @@ import yaml
 from storage.errors import SettingsError
 
 PARAMS_FILE = Path("params.yaml")
-
-
 TOP_SECTION = "dfss"
 """Our part of params.yaml, which the user's own pipeline may share."""
 
@@ -32,3 +31,12 @@ def read_section(path: Path, section: str) -> dict[str, Any]:
         if not isinstance(values, dict):
             raise SettingsError(f"{path}: {name} must map settings to values")
     return {name: value for name, value in values.items() if value is not None}
+
+
+def refuse_unknown(values: Mapping[str, Any], known: Collection[str], *, section: str, command: str) -> None:
+    """Raise SettingsError where a section names a setting that its command does not have."""
+    if unknown := sorted(set(values) - set(known)):
+        raise SettingsError(
+            f"{PARAMS_FILE}: {TOP_SECTION}.{section}.{unknown[0]} is no setting of {command}; "
+            f"it knows {', '.join(sorted(known))}"
+        )

@@ -2,45 +2,59 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 
-from storage.progress import Step
+from storage.progress import Progress, Step
 
 
-def track(steps: Iterable[Step], *, title: str, unit: str, every: float = 10.0) -> Iterator[Step]:
-    """Pass ``steps`` on while showing a progress bar, or plain lines ``every`` seconds where there is no terminal."""
+@contextmanager
+def shown(title: str, unit: str, *, every: float = 10.0) -> Iterator[Progress]:
+    """Show the progress of what the block does: a bar, or a line every so many seconds where there is no terminal."""
     console = Console(stderr=True)
-    yield from _bar(steps, console, title, unit) if console.is_terminal else _lines(steps, title, unit, every)
+    with _bar(console, title, unit) if console.is_terminal else _lines(title, unit, every) as progress:
+        yield progress
 
 
-def _bar(steps: Iterable[Step], console: Console, title: str, unit: str) -> Iterator[Step]:
+@contextmanager
+def _bar(console: Console, title: str, unit: str) -> Iterator[Progress]:
     columns = (
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
     )  # fmt: skip
     meter = _Meter()
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(title, total=None, rate="", note="")
-        for step in steps:
-            rate = f"{meter.rate(step):.1f} {unit}/s"
-            progress.update(task, completed=step.done, total=step.total, rate=rate, note=step.note)
-            yield step
+    with Bar(*columns, console=console) as bar:
+        task = bar.add_task(title, total=None, rate="", note="")
+
+        def show(step: Step) -> None:
+            rate = meter.rate(step)
+            text = f"{rate:.1f} {unit}/s" if rate else ""
+            bar.update(task, completed=step.done, total=step.total, rate=text, note=step.note)
+
+        yield show
 
 
-def _lines(steps: Iterable[Step], title: str, unit: str, every: float) -> Iterator[Step]:
+@contextmanager
+def _lines(title: str, unit: str, every: float) -> Iterator[Progress]:
     meter, last = _Meter(), time.monotonic()
-    for step in steps:
+
+    def show(step: Step) -> None:
+        nonlocal last
         rate, now = meter.rate(step), time.monotonic()
-        if now - last >= every or step.done == step.total:
-            left = (step.total - step.done) / rate if rate > 0 else float("nan")
-            text = f"{title} {step.done}/{step.total} {unit}, {rate:.1f} {unit}/s, {left:.0f} s left"
-            sys.stderr.write(f"{text}{', ' if step.note else ''}{step.note}\n")
-            sys.stderr.flush()
-            last = now
-        yield step
+        if now - last < every and step.done != step.total:
+            return
+        words = [f"{title} {step.done}/{step.total} {unit}"]
+        if rate:
+            words += [f"{rate:.1f} {unit}/s", f"{(step.total - step.done) / rate:.0f} s left"]
+        sys.stderr.write(", ".join([*words, step.note] if step.note else words) + "\n")
+        sys.stderr.flush()
+        last = now
+
+    yield show
 
 
 class _Meter:
@@ -50,7 +64,7 @@ class _Meter:
         self.start: tuple[float, int] | None = None
 
     def rate(self, step: Step) -> float:
-        """Units a second since the first report."""
+        """Units a second since the first report; 0 where there is nothing to tell yet."""
         now = time.monotonic()
         if self.start is None:
             self.start = (now, step.done)

@@ -1,10 +1,12 @@
 """Publishing whole files and folders: a reader sees the old one or the new one, never half of either."""
 
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from storage.errors import SettingsError
 
@@ -42,3 +44,9 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Publish JSON; the same values give the same bytes."""
+    with publish(path) as partial:
+        partial.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")

@@ -1,44 +1,75 @@
-"""What a score store keeps.
+"""What a score store keeps: one table, from which its arrays, the work units and the documentation's test come.
+
+To add a column, add a line to :data:`COLUMNS`, let the scorer measure it (pipeline/scoring/scorer.py) and describe it
+in docs/artifacts.md.
 
 Shapes: N images, L monitored layers, D embedding numbers, S rows per shard.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 SCHEMA_VERSION = 1
-
-
+"""How a store is laid out. A store of another version is not opened."""
 SCORING_VERSION = 1
 """What a score means: decoding, layers, distances, embedding, cells. Raise it when the golden test of the scores moves
 (tests/pipeline/scoring/test_golden.py): stores of another version are then not continued."""
-
-
 PENDING, SCORED, UNREADABLE, REJECTED = range(4)
-
-
+STATUS_NAMES = ("pending", "scored", "unreadable", "rejected")
 INNER_CHUNK = 256
 
-
 Attributes = dict[str, Any]
+Unit = dict[str, NDArray[Any]]
+"""The rows of one work unit, by column; [S, ...] each."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class ShardScores:
-    """Everything about the rows of one work unit."""
+class Column:
+    """One array of a store, with a row for each image."""
 
-    status: NDArray[np.uint8]
-    """[S]"""
-    error: list[str]
-    """[S], empty for scored rows."""
-    distance: NDArray[np.float32]
-    """[S], NaN where not scored."""
-    layer_distance: NDArray[np.float32]
-    """[S, L, 2]: mean part and variance part."""
-    embedding: NDArray[np.float16]
-    """[S, D]"""
-    entropy: NDArray[np.float32] | None
-    """[S] nats per pixel, where asked for."""
+    dtype: Any
+    """numpy's name, or ``str``."""
+    fill: Any
+    """Value of a row that has not been scored."""
+    row: tuple[str | int, ...] = ()
+    """Shape of one row; L and D stand for the store's layers and embedding numbers."""
+    measured: bool = False
+    """Whether the scorer measures it in its forward pass."""
+    optional: bool = False
+    """Whether a store has it only where its attribute of the same name is true."""
+
+    def row_shape(self, attributes: Attributes) -> tuple[int, ...]:
+        """Shape of one row in a store with these attributes."""
+        sizes: Mapping[str | int, int] = {"L": len(attributes["layers"]), "D": int(attributes["embedding"]["size"])}
+        return tuple(int(sizes.get(size, size)) for size in self.row)
+
+
+COLUMNS: Mapping[str, Column] = {
+    "key": Column(dtype=str, fill=""),
+    "distance": Column(dtype="float32", fill=np.nan, measured=True),
+    "layer_distance": Column(dtype="float32", fill=np.nan, row=("L", 2), measured=True),
+    "embedding": Column(dtype="float16", fill=0, row=("D",), measured=True),
+    "status": Column(dtype="uint8", fill=PENDING),
+    "error": Column(dtype=str, fill=""),
+    "entropy": Column(dtype="float32", fill=np.nan, measured=True, optional=True),
+}
+
+
+def columns_of(attributes: Attributes) -> dict[str, Column]:
+    """The columns of a store with these attributes."""
+    return {name: column for name, column in COLUMNS.items() if not column.optional or attributes.get(name)}
+
+
+def empty_unit(count: int, attributes: Attributes) -> Unit:
+    """The columns of ``count`` rows that a worker fills, as they are before it does."""
+    return {
+        name: np.full(
+            (count, *column.row_shape(attributes)), column.fill, dtype=object if column.dtype is str else column.dtype
+        )
+        for name, column in columns_of(attributes).items()
+        if name != "key"  # written when the corpus is listed
+    }

@@ -8,7 +8,7 @@ Shapes: N images, L monitored layers, D embedding numbers, S rows per shard.
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
@@ -17,7 +17,20 @@ from numpy.typing import NDArray
 from storage.errors import StoreError
 from storage.files.publish import publish, remove
 from storage.manifest import Manifest
-from storage.scores.schema import INNER_CHUNK, PENDING, REJECTED, SCHEMA_VERSION, UNREADABLE, Attributes, ShardScores
+from storage.scores.schema import (
+    INNER_CHUNK,
+    PENDING,
+    REJECTED,
+    SCHEMA_VERSION,
+    STATUS_NAMES,
+    UNREADABLE,
+    Attributes,
+    Unit,
+    columns_of,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # What zarr raises for a folder or a metadata file that is none of its own.
 NOT_ZARR = (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError)
@@ -89,21 +102,29 @@ class ScoreStore:
             size=self.column("manifest/size"),
         )
 
+    def to_pandas(self) -> "pd.DataFrame":
+        """One row per image: key, distance, status, error, cell and, where kept, entropy. Status is a word."""
+        import pandas as pd
+
+        columns = ["key", "distance", "status", "error", *(["entropy"] if self.has("entropy") else [])]
+        table = pd.DataFrame({name: self.column(name) for name in columns})
+        table["status"] = pd.Categorical.from_codes(self.status().astype(np.int8), pd.Index(STATUS_NAMES))
+        table["cell"] = self.column("diversity/cell") if self.has("diversity/cell") else -1
+        return table
+
     def errors(self) -> dict[int, str]:
         """Row -> error text, for the rows that were not scored."""
         failed = np.flatnonzero(np.isin(self.status(), (UNREADABLE, REJECTED)))
         texts = self.column("error")
         return {int(row): str(texts[row]) for row in failed}
 
-    def write_unit(self, rows: range, scores: ShardScores) -> None:
+    def write_unit(self, rows: range, unit: Unit) -> None:
         """Write one work unit; its status, the commit, last. Raises StoreError where the store has gone."""
         self._refuse_if_gone()  # zarr would make its folders anew
         where = slice(rows.start, rows.stop)
-        values = {field.name: getattr(scores, field.name) for field in dataclasses.fields(scores)}
-        for name, value in values.items():
-            if name != "status" and value is not None:
-                self._array(name)[where] = np.asarray(value, dtype=object) if name == "error" else value
-        self._array("status")[where] = scores.status
+        for name in sorted(unit.keys() - {"status"}):
+            self._array(name)[where] = unit[name]
+        self._array("status")[where] = unit["status"]
 
     def reopen_failed(self) -> None:
         """Take back the commit of every unit that holds an unreadable or rejected image."""
@@ -129,14 +150,15 @@ class ScoreStore:
         self.group.attrs["complete"] = complete
 
 
-def create_store(path: Path, manifest: Manifest, attributes: Attributes, *, entropy: bool) -> ScoreStore:
+def create_store(path: Path, manifest: Manifest, attributes: Attributes) -> ScoreStore:
     """Make an empty store, whole or not at all; one that is there is replaced.
 
-    ``attributes`` holds the settings; ``shard_size``, ``layers`` and ``embedding`` among them fix the shapes.
+    ``attributes`` holds the settings; ``shard_size``, ``layers``, ``embedding`` and the optional columns among them fix
+    the arrays.
     """
     with publish(path) as partial:
         group = zarr.create_group(partial, zarr_format=3, attributes={**attributes, "complete": False})
-        _create_arrays(group, len(manifest), attributes, entropy=entropy)
+        _create_arrays(group, len(manifest), attributes)
         group["key"][:] = np.asarray(manifest.keys, dtype=object)  # type: ignore[index]
         listing = group.create_group("manifest")
         for name in ("source", "offset", "size"):
@@ -144,24 +166,19 @@ def create_store(path: Path, manifest: Manifest, attributes: Attributes, *, entr
     return ScoreStore(path, zarr.open_group(path, mode="r+"))
 
 
-def _create_arrays(group: zarr.Group, count: int, attributes: Attributes, *, entropy: bool) -> None:
+def _create_arrays(group: zarr.Group, count: int, attributes: Attributes) -> None:
     rows = int(attributes["shard_size"])
-    layers, numbers = len(attributes["layers"]), int(attributes["embedding"]["size"])
     # Readers may want a few rows of a large shard; a size that does not divide has to be one chunk.
     inner = INNER_CHUNK if rows % INNER_CHUNK == 0 else rows
-    columns: dict[str, tuple[Any, tuple[int, ...], Any]] = {
-        "key": (str, (), ""),
-        "distance": ("float32", (), np.nan),
-        "layer_distance": ("float32", (layers, 2), np.nan),
-        "embedding": ("float16", (numbers,), 0),
-        "status": ("uint8", (), PENDING),
-        "error": (str, (), ""),
-    }
-    if entropy:
-        columns["entropy"] = ("float32", (), np.nan)
-    for name, (dtype, tail, fill) in columns.items():
+    for name, column in columns_of(attributes).items():
+        tail = column.row_shape(attributes)
         group.create_array(
-            name, shape=(count, *tail), dtype=dtype, chunks=(inner, *tail), shards=(rows, *tail), fill_value=fill
+            name,
+            shape=(count, *tail),
+            dtype=column.dtype,
+            chunks=(inner, *tail),
+            shards=(rows, *tail),
+            fill_value=column.fill,
         )
 
 

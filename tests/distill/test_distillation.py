@@ -1,7 +1,6 @@
 """Stage two from a store to a student, and runs that are interrupted."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +9,16 @@ import pandas as pd
 import pytest
 import torch
 from conftest import NAMES, tiny_model, tiny_spec
+from stages import Stopped, stop_at
 
 from distill.distillation import distill, find_selection
 from distill.objective import Distillation
-from distill.sampling import hold_back
+from distill.sampling import hold_out
 from distill.settings import DistillSettings, TrainSettings
 from distill.supervised import train
 from pipeline.models.files import load_model, save_model
-from pipeline.scoring.run import Scoring
-from pipeline.selection.images import SelectedImages
+from pipeline.scoring.run import score
+from pipeline.selection.images import Covering, SelectedImages
 from pipeline.selection.select import make_selection, select
 from pipeline.settings import ScoreSettings, SelectSettings
 from storage.errors import CorpusError, DataError, ModelError, SelectionError, SettingsError, StoreError
@@ -27,39 +27,32 @@ from storage.scores.store import ScoreStore, open_complete
 
 @pytest.fixture
 def store(image_folder: Path, teacher_file: Path) -> ScoreStore:
-    settings = ScoreSettings(corpus=str(image_folder), teacher=str(teacher_file), layers="all", device="cpu")
-    for _ in Scoring(settings).run():
-        pass
-    return open_complete(Path(settings.out))
+    settings = ScoreSettings(corpus=str(image_folder), teacher=str(teacher_file), layers=("all",), device="cpu")
+    return open_complete(score(settings).path)
 
 
 def settings(**changes: Any) -> DistillSettings:
     fields: dict[str, Any] = {
         "student": "tiny_models:small", "steps": 12, "batch_size": 4,
-        "checkpoint_every": 5, "eval_every": 6, "budget": "1.0", "device": "cpu", "out": "run",
+        "checkpoint_every": 5, "eval_every": 6, "budget": 1.0, "device": "cpu", "out": "run",
     }  # fmt: skip
     return DistillSettings(**{**fields, **changes})
 
 
-def run(steps: Iterator[Any]) -> None:
-    for _ in steps:
-        pass
-
-
 def test_a_student_comes_closer_to_the_teacher(store: ScoreStore) -> None:
-    run(distill(settings(steps=150, lr=0.01, eval_every=50)))
+    distill(settings(steps=150, lr=0.01, eval_every=50))
     curve = pd.read_csv("run/curves/plots/metrics/loss.tsv", sep="\t")
     assert curve["loss"].iloc[-3:].mean() < 0.5 * curve["loss"].iloc[:3].mean()
     metrics = json.loads(Path("run/metrics.json").read_text())
     assert metrics["steps"] == 150
-    assert metrics["images"] == len(hold_back(23)) == 1
+    assert metrics["images"] == len(hold_out(23)) == 1
     student = load_model("run/student.safetensors")
     assert student.spec.class_names == NAMES
     assert not Path(".dvc").exists()
 
 
 def test_labels_replace_agreement_where_they_are_given(store: ScoreStore, labelled_folder: Path) -> None:
-    run(distill(settings(val=str(labelled_folder))))
+    distill(settings(val=str(labelled_folder)))
     metrics = json.loads(Path("run/metrics.json").read_text())
     assert metrics["images"] == 6
     miou = pd.read_csv("run/curves/plots/metrics/miou.tsv", sep="\t")
@@ -76,45 +69,42 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_run_that_is_interrupted_and_resumed_ends_with_the_same_student_and_curves(store: ScoreStore) -> None:
-    run(distill(settings(out="whole", by_sampling=True)))
-    steps = distill(settings(out="halved", by_sampling=True))
-    for step in steps:
-        if step.done == 8:  # three steps after the checkpoint
-            break
-    steps.close()  # type: ignore[attr-defined]
+    distill(settings(out="whole", by_sampling=True))
+    with pytest.raises(Stopped):
+        distill(settings(out="halved", by_sampling=True), stop_at(8))
     assert not Path("halved/student.safetensors").exists()
-    run(distill(settings(out="halved", by_sampling=True, resume=True)))
+    distill(settings(out="halved", by_sampling=True, resume=True))
     assert files(Path("halved")) == files(Path("whole"))
 
 
 def test_the_same_seed_gives_the_same_student_and_another_seed_another(store: ScoreStore) -> None:
     for out, seed in (("a", 0), ("b", 0), ("c", 1)):
-        run(distill(settings(out=out, seed=seed, steps=3)))
+        distill(settings(out=out, seed=seed, steps=3))
     a, b, c = (Path(out, "student.safetensors").read_bytes() for out in "abc")
     assert a == b != c
 
 
 def test_a_run_is_not_lost_by_mistake(store: ScoreStore) -> None:
-    run(distill(settings(steps=3)))
+    distill(settings(steps=3))
     before = files(Path("run"))
     with pytest.raises(SettingsError, match="--resume continues it, --overwrite replaces it"):
-        run(distill(settings(steps=3)))
-    with pytest.raises(SettingsError, match=r"lr=0.001 \(now 0.1\)"):
-        run(distill(settings(steps=3, lr=0.1, resume=True)))
+        distill(settings(steps=3))
+    with pytest.raises(SettingsError, match=r"lr is 0.001 there and 0.1 now"):
+        distill(settings(steps=3, lr=0.1, resume=True))
     assert files(Path("run")) == before
     Path("run/notes.txt").write_text("mine")
-    run(distill(settings(steps=3, lr=0.1, resume=True, overwrite=True)))
+    distill(settings(steps=3, lr=0.1, resume=True, overwrite=True))
     assert files(Path("run"))["student.safetensors"] != before["student.safetensors"]
     assert Path("run/notes.txt").read_text() == "mine"
 
 
 def test_the_selection_beside_the_store_is_used_and_never_silently_exchanged(store: ScoreStore) -> None:
-    _, written = select(SelectSettings(strategy="random", budget="9", seed=5))
+    written = select(SelectSettings(strategy="random", budget=9, seed=5)).selection
     found = find_selection(settings(budget=None), store)
     assert list(found.table["row"]) == list(written.table["row"])
-    assert list(find_selection(settings(budget="4"), store).table["row"]) == list(written.table["row"][:4])
-    with pytest.raises(SelectionError, match="holds 9 images, --budget asks for 20"):
-        find_selection(settings(budget="20"), store)
+    assert list(find_selection(settings(budget=4), store).table["row"]) == list(written.table["row"][:4])
+    with pytest.raises(SelectionError, match="holds 9 images and the budget asks for 20"):
+        find_selection(settings(budget=20), store)
 
 
 def test_without_any_selection_the_default_one_is_made(store: ScoreStore) -> None:
@@ -125,16 +115,16 @@ def test_without_any_selection_the_default_one_is_made(store: ScoreStore) -> Non
 def test_a_selection_of_other_scores_is_refused_by_name_and_passed_over_beside_the_store(
     store: ScoreStore, image_folder: Path, teacher_file: Path
 ) -> None:
-    select(SelectSettings(budget="9"))
+    select(SelectSettings(budget=9))
     run_again = ScoreSettings(
         corpus=str(image_folder),
         teacher=str(teacher_file),
         distance="paper",
-        layers="all",
+        layers=("all",),
         overwrite=True,
         device="cpu",
     )
-    run(Scoring(run_again).run())
+    score(run_again)
     other = open_complete(store.path)
     with pytest.raises(SelectionError, match="made from other scores"):
         find_selection(settings(selection="selection.parquet"), other)
@@ -144,14 +134,14 @@ def test_a_selection_of_other_scores_is_refused_by_name_and_passed_over_beside_t
 def test_another_teacher_than_the_scores_is_refused(store: ScoreStore) -> None:
     save_model(tiny_model(seed=3), Path("other.safetensors"))
     with pytest.raises(ModelError, match="not the teacher that"):
-        run(distill(settings(teacher="other.safetensors")))
+        distill(settings(teacher="other.safetensors"))
 
 
 def test_a_student_goes_on_from_a_model_file_of_the_same_classes_only(store: ScoreStore) -> None:
     save_model(tiny_model(spec=tiny_spec(classes=("a", "b"))), Path("two.safetensors"))
     with pytest.raises(ModelError, match="2 classes, the teacher 3"):
-        run(distill(settings(student="two.safetensors")))
-    run(distill(settings(student="teacher.safetensors", inherit=False, steps=2)))
+        distill(settings(student="two.safetensors"))
+    distill(settings(student="teacher.safetensors", inherit=False, steps=2))
 
 
 @pytest.mark.parametrize(
@@ -159,7 +149,7 @@ def test_a_student_goes_on_from_a_model_file_of_the_same_classes_only(store: Sco
     [
         ({"shards": "absent.zarr"}, StoreError, "no scores in absent.zarr"),
         ({"selection": "absent.parquet"}, SelectionError, "no selection absent.parquet"),
-        ({"budget": "24"}, SettingsError, "more than the 23 images"),
+        ({"budget": 24}, SettingsError, "more than the 23 images"),
         ({"student": "nonsense"}, ModelError, "unknown network 'nonsense'"),
         ({"student": "tiny_models:picky"}, ModelError, "does not take 24x32 images"),
         ({"val": "absent"}, DataError, "no folder absent/images"),
@@ -171,7 +161,7 @@ def test_wrong_arguments_leave_no_run_behind(
     changes: dict[str, Any], error: type[Exception], message: str, store: ScoreStore
 ) -> None:
     with pytest.raises(error, match=message) as caught:
-        run(distill(settings(**changes)))
+        distill(settings(**changes))
     assert "\n" not in str(caught.value)
     assert not Path("run").exists()
 
@@ -185,54 +175,72 @@ def test_settings_are_checked_when_they_are_made(changes: dict[str, Any]) -> Non
 
 
 def test_an_image_that_went_bad_after_scoring_is_named(store: ScoreStore, image_folder: Path) -> None:
-    selection = make_selection(store, SelectSettings(budget="1.0"))
+    selection = make_selection(store, SelectSettings(budget=1.0))
     second = str(selection.table["key"][1])
     path = image_folder / second
     path.write_bytes(b"x" * path.stat().st_size)
-    with SelectedImages(store, selection, largest=(48, 64)) as images, pytest.raises(CorpusError, match=second):
+    images = SelectedImages(store, selection, decode=Covering(height=48, width=64))
+    with images, pytest.raises(CorpusError, match=second):
         images[1]
 
 
 def test_a_corpus_that_moved_is_found_at_its_new_root(store: ScoreStore, image_folder: Path) -> None:
     image_folder.rename(image_folder.with_name("moved"))
     with pytest.raises(CorpusError):
-        run(distill(settings(steps=2)))
-    run(distill(settings(steps=2, root="moved")))
+        distill(settings(steps=2))
+    distill(settings(steps=2, root="moved"))
 
 
-def test_held_back_images_are_spread_over_the_ranks() -> None:
-    assert hold_back(10) == []
-    assert hold_back(100) == [10, 30, 50, 70, 90]
-    assert len(hold_back(100_000)) == 64
-    assert np.diff(hold_back(100_000)).std() < 1
+def test_held_out_images_are_spread_over_the_ranks() -> None:
+    assert hold_out(10) == []
+    assert hold_out(100) == [10, 30, 50, 70, 90]
+    assert len(hold_out(100_000)) == 64
+    assert np.diff(hold_out(100_000)).std() < 1
 
 
-def test_a_run_begun_before_there_was_a_setting_is_resumed_with_its_default(store: ScoreStore) -> None:
-    run(distill(settings(steps=3)))
+def test_a_run_of_another_version_of_the_program_is_not_continued(store: ScoreStore) -> None:
+    distill(settings(steps=3))
     path = Path("run/settings.json")
     held = json.loads(path.read_text())
-    del held["loss"]
+    del held["run_version"]
     path.write_text(json.dumps(held))
-    run(distill(settings(steps=3, resume=True)))
-    path.write_text(json.dumps(held))
-    with pytest.raises(SettingsError, match=r"begun with loss=kl \(now l1\)"):
-        run(distill(settings(steps=3, resume=True, loss="l1")))
+    with pytest.raises(SettingsError, match=r"version 0 of the program's runs, now 1; --overwrite starts afresh"):
+        distill(settings(steps=3, resume=True))
+    distill(settings(steps=3, resume=True, overwrite=True))
+
+
+def test_a_finished_run_keeps_no_checkpoint_unless_asked_and_is_left_as_it_is(store: ScoreStore) -> None:
+    first = distill(settings(steps=3))
+    assert not Path("run/checkpoint.pt").exists()
+    before = files(Path("run"))
+    again = distill(settings(steps=3, resume=True))
+    assert again.evaluation == first.evaluation
+    assert files(Path("run")) == before
+    distill(settings(steps=3, out="kept", keep_checkpoint=True))
+    assert Path("kept/checkpoint.pt").exists()
+
+
+def test_a_finished_run_is_made_anew_when_it_is_told_to_continue_or_replace(store: ScoreStore) -> None:
+    """As dvc.yaml has it: what made a student may have changed, though its settings have not."""
+    distill(settings(steps=3))
+    before = files(Path("run"))
+    Path("run/student.safetensors").write_bytes(b"made by other code")
+    distill(settings(steps=3, resume=True, overwrite=True))
+    assert files(Path("run")) == before
 
 
 def test_supervised_training_learns_and_is_resumed_alike(labelled_folder: Path) -> None:
     common: dict[str, Any] = {
-        "data": str(labelled_folder), "val": str(labelled_folder), "builder": "tiny_models:tiny", "image_size": "24x32",
+        "data": str(labelled_folder), "val": str(labelled_folder), "builder": "tiny_models:tiny",
+        "image_size": (24, 32),
         "steps": 60, "batch_size": 4, "lr": 0.02, "checkpoint_every": 25, "eval_every": 30, "device": "cpu",
     }  # fmt: skip
-    run(train(TrainSettings(**common, out="a")))
+    train(TrainSettings(**common, out="a"))
     metrics = json.loads(Path("a/metrics.json").read_text())
     assert metrics["pixel_accuracy"] > 0.7
-    steps = train(TrainSettings(**common, out="b"))
-    for step in steps:
-        if step.done == 40:
-            break
-    steps.close()  # type: ignore[attr-defined]
-    run(train(TrainSettings(**common, out="b", resume=True)))
+    with pytest.raises(Stopped):
+        train(TrainSettings(**common, out="b"), stop_at(40))
+    train(TrainSettings(**common, out="b", resume=True))
     assert files(Path("b")) == files(Path("a"))
 
 
@@ -246,7 +254,7 @@ def test_the_student_changes_and_the_teacher_does_not(store: ScoreStore, monkeyp
 
     monkeypatch.setattr(Distillation, "__init__", remember)
     before = load_model("teacher.safetensors").network.state_dict()
-    run(distill(settings(steps=3, lr=0.1, student="teacher.safetensors", inherit=False)))
+    distill(settings(steps=3, lr=0.1, student="teacher.safetensors", inherit=False))
     taught = load_model("run/student.safetensors").network.state_dict()
     assert all(torch.equal(before[name], tensor) for name, tensor in made[0].teacher.network.state_dict().items())
     assert not torch.equal(before["stem.0.weight"], taught["stem.0.weight"])
@@ -254,7 +262,7 @@ def test_the_student_changes_and_the_teacher_does_not(store: ScoreStore, monkeyp
 
 def test_running_statistics_follow_even_where_a_network_comes_with_slow_ones(store: ScoreStore) -> None:
     """After a few dozen steps the student must answer in eval mode about as it does in training mode."""
-    run(distill(settings(student="tiny_models:slow", inherit=False, steps=60, lr=0.01)))
+    distill(settings(student="tiny_models:slow", inherit=False, steps=60, lr=0.01))
     student = load_model("run/student.safetensors")
     images = torch.rand(8, 3, 24, 32) * 0.5
     with torch.no_grad():
@@ -262,14 +270,11 @@ def test_running_statistics_follow_even_where_a_network_comes_with_slow_ones(sto
     assert gap < 0.5 * student(images).std()
 
 
-def test_what_is_held_back_cannot_change_in_the_middle_of_a_run(store: ScoreStore, labelled_folder: Path) -> None:
-    steps = distill(settings())
-    for step in steps:
-        if step.done == 8:
-            break
-    steps.close()  # type: ignore[attr-defined]
-    with pytest.raises(SettingsError, match=r"held_back=1 \(now 0\)"):
-        run(distill(settings(resume=True, val=str(labelled_folder))))
+def test_what_is_held_out_cannot_change_in_the_middle_of_a_run(store: ScoreStore, labelled_folder: Path) -> None:
+    with pytest.raises(Stopped):
+        distill(settings(), stop_at(8))
+    with pytest.raises(SettingsError, match=r"held_out is 1 there and 0 now"):
+        distill(settings(resume=True, val=str(labelled_folder)))
 
 
 @pytest.mark.parametrize("name", ["selection.parquet", "checkpoint.pt", "student.safetensors"])
@@ -277,20 +282,17 @@ def test_files_that_are_not_of_a_run_are_never_replaced(name: str, store: ScoreS
     Path("run").mkdir()
     Path("run", name).write_text("mine")
     with pytest.raises(SettingsError, match=f"holds {name} but no run"):
-        run(distill(settings(steps=2, overwrite=True)))
+        distill(settings(steps=2, overwrite=True))
     assert Path("run", name).read_text() == "mine"
 
 
 def test_a_curve_that_a_kill_cut_short_does_not_stop_a_resumed_run(store: ScoreStore) -> None:
-    run(distill(settings(out="whole", steps=30)))
-    steps = distill(settings(out="halved", steps=30))
-    for step in steps:
-        if step.done == 28:
-            break
-    steps.close()  # type: ignore[attr-defined]
+    distill(settings(out="whole", steps=30))
+    with pytest.raises(Stopped):
+        distill(settings(out="halved", steps=30), stop_at(28))
     with Path("halved/curves/plots/metrics/loss.tsv").open("a") as table:
         table.write("3")  # of a line that was being written
-    run(distill(settings(out="halved", steps=30, resume=True)))
+    distill(settings(out="halved", steps=30, resume=True))
     assert files(Path("halved")) == files(Path("whole"))
 
 
@@ -300,15 +302,14 @@ def test_a_teacher_scored_by_catalogue_name_is_found_again_at_a_new_root(
     synset = Path("in/train/n01440764")
     synset.parent.mkdir(parents=True)
     image_folder.rename(synset)
-    scoring = Scoring(ScoreSettings(corpus="imagenet", root="in", teacher=str(teacher_file), device="cpu"))
-    run(scoring.run())
+    score(ScoreSettings(corpus="imagenet", root="in", teacher=str(teacher_file), device="cpu"))
     Path("in").rename("moved")
-    run(distill(settings(steps=2, root="moved")))
+    distill(settings(steps=2, root="moved"))
 
 
 def test_images_are_kept_no_larger_than_they_are_of_use(store: ScoreStore) -> None:
-    selection = make_selection(store, SelectSettings(budget="3"))
-    with SelectedImages(store, selection, largest=(20, 20)) as images:
+    selection = make_selection(store, SelectSettings(budget=3))
+    with SelectedImages(store, selection, decode=Covering(height=20, width=20)) as images:
         assert images[0].size == (28, 20)  # 56 x 40, halved: covers 20 x 20
-    with SelectedImages(store, selection, largest=(400, 400)) as images:
+    with SelectedImages(store, selection, decode=Covering(height=400, width=400)) as images:
         assert images[0].size == (56, 40)

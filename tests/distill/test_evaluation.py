@@ -13,12 +13,13 @@ from PIL import Image
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from distill.evaluation import agreement, evaluate, judge, named, summarise
+from distill.evaluation import Evaluation, agreement, evaluate, evaluate_models, summarise
 from distill.labelled import check_classes, check_labels, open_labelled
 from distill.settings import EvalSettings
 from pipeline.models.files import load_model, save_model
 from pipeline.models.segmenter import Segmenter
-from storage.errors import DataError
+from storage.commandline.declaration import fields_of
+from storage.errors import DataError, SettingsError
 
 
 def test_iou_is_counted_as_by_hand_and_an_absent_class_is_left_out() -> None:
@@ -61,20 +62,23 @@ def test_a_student_agrees_with_itself_wholly_and_with_another_less(teacher: Segm
     assert agreement(tiny_model(seed=5), teacher, images).pixel_accuracy < 1
 
 
-def test_several_models_are_judged_by_name_and_written_as_json(
+def test_several_models_are_evaluated_by_name_and_written_as_json(
     teacher_file: Path, labelled_folder: Path, tmp_path: Path
 ) -> None:
-    settings = EvalSettings(
-        model=[f"a b={teacher_file}", str(teacher_file)], data=str(labelled_folder), json=str(tmp_path / "e.json")
-    )
-    results = judge(settings)
-    assert list(results) == ["a b", str(teacher_file)]
+    models = {"a b": str(teacher_file), "c": str(teacher_file)}
+    settings = EvalSettings(model=models, data=str(labelled_folder), json=str(tmp_path / "e.json"))
+    results = evaluate_models(settings).evaluations
+    assert list(results) == ["a b", "c"]
     written = json.loads((tmp_path / "e.json").read_text())
     assert written["a b"]["miou"] == pytest.approx(results["a b"].miou)
+    assert Evaluation.from_json(written["a b"]) == results["a b"]
 
 
 def test_one_models_json_is_its_figures(teacher_file: Path, labelled_folder: Path, tmp_path: Path) -> None:
-    judge(EvalSettings(model=[str(teacher_file)], data=str(labelled_folder), json=str(tmp_path / "e.json")))
+    result = evaluate_models(
+        EvalSettings(model=[teacher_file], data=str(labelled_folder), json=str(tmp_path / "e.json"))  # type: ignore[arg-type]
+    )
+    assert result.evaluation.images == 6
     assert set(json.loads((tmp_path / "e.json").read_text())) == {"miou", "pixel_accuracy", "iou", "images"}
 
 
@@ -96,10 +100,12 @@ def test_labels_of_nothing_but_void_give_valid_json(teacher: Segmenter) -> None:
     assert summarise(torch.zeros(3, 3), NAMES, images=1).to_json()["miou"] is None
 
 
-def test_a_file_with_an_equals_sign_is_a_file(tmp_path: Path) -> None:
+def test_models_on_a_command_line_have_names_or_are_their_own(tmp_path: Path) -> None:
     (tmp_path / "a=b").touch()
-    assert named("a=b") == ("a=b", "a=b")
-    assert named("x=y") == ("x", "y")
+    (field,) = (field for field in fields_of(EvalSettings) if field.name == "model")
+    assert field.parse(["a=b", "x=y", "z"]) == {"a=b": "a=b", "x": "y", "z": "z"}
+    with pytest.raises(SettingsError, match="names 'x' twice"):
+        field.parse(["x=y", "x=z"])
 
 
 def test_a_label_without_a_class_names_its_file(teacher: Segmenter, labelled_folder: Path) -> None:

@@ -5,10 +5,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from distill.losses import distillation_loss, weighted_mean
+from distill.losses import LOSSES, WeightedSum, distillation_loss
 from distill.settings import Loss
 
-KINDS: list[Loss] = ["kl", "channel", "l1"]
+KINDS: list[Loss] = list(LOSSES)
 
 
 def softmax(logits: NDArray[np.float64], axis: int | tuple[int, int]) -> NDArray[np.float64]:
@@ -46,5 +46,5 @@ def test_a_student_that_answers_as_the_teacher_has_no_loss_and_no_gradient(kind:
 
 def test_the_weighted_mean_leaves_out_weight_0_and_survives_all_0() -> None:
     losses = torch.tensor([1.0, 3.0, 100.0])
-    assert weighted_mean(losses, torch.tensor([1.0, 3.0, 0.0])) == pytest.approx(2.5)
-    assert weighted_mean(losses, torch.zeros(3)) == 0
+    assert WeightedSum.of(losses, torch.tensor([1.0, 3.0, 0.0])).mean() == pytest.approx(2.5)
+    assert WeightedSum.of(losses, torch.zeros(3)).mean() == 0

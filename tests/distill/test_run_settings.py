@@ -16,7 +16,7 @@ from PIL import Image
 from stages import make_settings, make_train_settings, prepare_distill, prepare_train, run_distill, score_folder
 
 from distill.inheritance import Inheritance
-from distill.sampling import hold_back
+from distill.sampling import hold_out
 from distill.views import View
 from pipeline.models.files import save_model
 from storage.scores.store import ScoreStore
@@ -29,7 +29,7 @@ STEPS = 4
 def distances() -> NDArray[np.float32]:
     """Of the images that the run trained on, from the selection in its folder."""
     table = pd.read_parquet("run/selection.parquet").sort_values("rank")
-    kept = np.delete(np.arange(len(table)), hold_back(len(table)))
+    kept = np.delete(np.arange(len(table)), hold_out(len(table)))
     return table["distance"].to_numpy(np.float32)[kept]  # type: ignore[no-any-return]
 
 
@@ -69,7 +69,7 @@ def test_every_image_of_a_run_has_the_weight_of_its_own_distance(
     batch = prepare_distill(told, monkeypatch).batches[0]
     table = pd.read_parquet("run/selection.parquet").sort_values("rank")
     keys = [f"{int(image[0, 0, 0]) // 11:02}.png" for image in batch.images_N3HW]
-    assert set(keys) == set(table["key"]) - {table["key"].iloc[hold_back(IMAGES)[0]]}
+    assert set(keys) == set(table["key"]) - {table["key"].iloc[hold_out(IMAGES)[0]]}
     distance = table.set_index("key")["distance"].loc[keys].to_numpy(np.float32)
     np.testing.assert_allclose(batch.weights_N, oracles.start_weights(distance, "minmax"), rtol=1e-4, atol=1e-6)
 
@@ -132,10 +132,10 @@ def test_a_student_inherits_unless_it_is_told_not_to(image_folder: Path, monkeyp
     told = make_settings(shards="stacked.zarr", seed=1, **changes)
     prepared = prepare_distill(told, monkeypatch)
     assert len(prepared.objective.inheritance.compared) == 2
-    assert set(prepared.resting) == set(prepared.objective.inheritance.resting) != set()
+    assert set(prepared.frozen) == set(prepared.objective.inheritance.frozen) != set()
     apart = prepare_distill(dataclasses.replace(told, inherit=False, overwrite=True), monkeypatch)
     assert apart.objective.inheritance == Inheritance()
-    assert not apart.resting
+    assert not apart.frozen
     assert not torch.equal(apart.model.network.stem[0].weight, prepared.model.network.stem[0].weight)  # type: ignore[index, union-attr]
 
 

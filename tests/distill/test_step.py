@@ -12,7 +12,7 @@ import torch
 from conftest import HEIGHT, WIDTH, tiny_model, tiny_spec
 from numpy.typing import NDArray
 from PIL import Image
-from stages import loss_of, make_distillation
+from stages import batch_of, loss_of, make_distillation
 from torch import nn
 from torch.nn import functional as F
 
@@ -82,7 +82,7 @@ def test_the_loss_of_a_step_is_the_weighted_mean_of_numpys_losses(
     loss: str, temperature: float, by_sampling: bool
 ) -> None:
     distillation = make_distillation(loss=loss, temperature=temperature, by_sampling=by_sampling, steps=STEPS)
-    batch, model = distillation.batch(1), student_of()
+    batch, model = batch_of(distillation, 1), student_of()
     pixels = lit_pixels(batch)
     student, teacher = logits_of(model, pixels), logits_of(distillation.teacher, pixels)
     kd = oracles.image_losses(student, teacher, loss, temperature)
@@ -111,9 +111,9 @@ def test_the_feature_term_is_added_image_by_image_as_often_as_its_weight_says(
         teacher=teacher, inheritance=inheritance, features=features, by_sampling=by_sampling, steps=STEPS
     )
     model.train()
-    for module in inheritance.resting:
+    for module in inheritance.frozen:
         module.eval()
-    batch = distillation.batch(1)
+    batch = batch_of(distillation, 1)
     pixels = lit_pixels(batch)
     kd = oracles.image_losses(logits_of(model, pixels), logits_of(teacher, pixels), "kl", 1.0)
     term = oracles.feature_terms(
@@ -135,7 +135,7 @@ def test_teacher_and_student_see_the_same_pixels_each_normalised_in_its_own_way(
         one.network.register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: inputs[0].clone()}))
     flips = set()
     for step in range(3):
-        batch = distillation.batch(step)
+        batch = batch_of(distillation, step)
         flips |= {view.flip for view in batch.views}
         assert len({view.light for view in batch.views}) == len(batch.views)
         loss_of(distillation, model, batch)
@@ -154,7 +154,7 @@ def test_the_teacher_answers_without_a_gradient_and_the_student_with_one() -> No
         one.network.register_forward_pre_hook(
             lambda module, _, name=name: found.update({name: (module.training, torch.is_grad_enabled())})
         )
-    loss_of(distillation, model, distillation.batch(0)).backward()
+    loss_of(distillation, model, batch_of(distillation, 0)).backward()
     assert found == {"teacher": (False, False), "student": (True, True)}
     assert all(parameter.grad is None for parameter in distillation.teacher.parameters())
     assert all(parameter.grad is not None for parameter in model.parameters())
@@ -163,7 +163,7 @@ def test_the_teacher_answers_without_a_gradient_and_the_student_with_one() -> No
 @pytest.mark.parametrize("flip", [False, True])
 def test_the_crops_of_a_batch_are_those_of_its_views(flip: bool) -> None:
     distillation = make_distillation(steps=STEPS, min_scale=0.7)
-    batches = [distillation.batch(step) for step in range(4)]
+    batches = [batch_of(distillation, step) for step in range(4)]
     crops = [pair for batch in batches for pair in zip(batch.images_N3HW, batch.views, strict=True)]
     chosen = [(image, view) for image, view in crops if view.flip is flip]
     assert len(chosen) > 3
@@ -191,7 +191,7 @@ def test_every_image_of_a_batch_has_the_weight_of_the_step(weighting: str, pacin
     distillation = make_distillation(images=coloured(), weighting=weighting, pacing=pacing, steps=STEPS)
     start = dict(zip(distillation.training_places, WEIGHTS, strict=True))
     for step in range(STEPS):
-        batch = distillation.batch(step)
+        batch = batch_of(distillation, step)
         weights = oracles.image_weights(
             np.array([start[place] for place in places(batch)]), step / (STEPS - 1), weighting, pacing
         )
@@ -200,14 +200,14 @@ def test_every_image_of_a_batch_has_the_weight_of_the_step(weighting: str, pacin
 
 def test_a_run_of_one_step_has_the_weights_of_the_start() -> None:
     distillation = make_distillation(images=coloured(), steps=1)
-    assert sorted(distillation.batch(0).weights_N.tolist()) == pytest.approx(sorted(WEIGHTS))
+    assert sorted(batch_of(distillation, 0).weights_N.tolist()) == pytest.approx(sorted(WEIGHTS))
 
 
-def test_every_training_image_comes_once_an_epoch_and_what_is_held_back_never() -> None:
+def test_every_training_image_comes_once_an_epoch_and_what_is_held_out_never() -> None:
     orders = {}
     for seed in (0, 1):
         distillation = make_distillation(images=coloured(), seed=seed, batch_size=2, steps=12)
-        shown = [place for step in range(12) for place in places(distillation.batch(step))]
+        shown = [place for step in range(12) for place in places(batch_of(distillation, step))]
         epochs = [tuple(shown[start : start + 4]) for start in range(0, 24, 4)]
         assert all(sorted(epoch) == [0, 2, 3, 5] for epoch in epochs)
         assert len(set(epochs)) > 1
@@ -223,7 +223,7 @@ def test_by_sampling_images_come_as_often_as_their_weights_say_and_count_the_sam
     expected = size * WEIGHTS / WEIGHTS.sum()
     counts = []
     for step in range(steps):
-        batch = distillation.batch(step)
+        batch = batch_of(distillation, step)
         assert batch.weights_N.tolist() == [1] * size
         counts.append([places(batch).count(place) for place in distillation.training_places])
     assert (np.abs(np.array(counts) - expected) < 1).all()
@@ -234,10 +234,11 @@ def test_by_sampling_images_come_as_often_as_their_weights_say_and_count_the_sam
 def test_by_sampling_the_draw_follows_the_weights_of_the_step_and_the_seed() -> None:
     changes: dict[str, Any] = {"images": coloured(), "by_sampling": True, "steps": STEPS, "batch_size": 4}
     distillation = make_distillation(**changes)
-    assert 5 not in places(distillation.batch(0))  # its weight is 0
-    assert sorted(places(distillation.batch(STEPS - 1))) == [0, 2, 3, 5]  # all weigh the same
+    assert 5 not in places(batch_of(distillation, 0))  # its weight is 0
+    assert sorted(places(batch_of(distillation, STEPS - 1))) == [0, 2, 3, 5]  # all weigh the same
     orders = {
-        seed: [places(make_distillation(**changes, seed=seed).batch(step)) for step in range(STEPS)] for seed in (0, 1)
+        seed: [places(batch_of(make_distillation(**changes, seed=seed), step)) for step in range(STEPS)]
+        for seed in (0, 1)
     }
     assert orders[0] != orders[1]
 
@@ -245,7 +246,7 @@ def test_by_sampling_the_draw_follows_the_weights_of_the_step_and_the_seed() -> 
 def test_every_slot_of_every_step_has_a_view_of_its_own_that_the_seed_fixes() -> None:
     def views(seed: int) -> list[Any]:
         distillation = make_distillation(seed=seed, steps=STEPS)
-        return [view for step in range(STEPS) for view in distillation.batch(step).views]
+        return [view for step in range(STEPS) for view in batch_of(distillation, step).views]
 
     first, again, other = views(0), views(0), views(1)
     assert first == again
@@ -265,7 +266,7 @@ def gradient(distillation: Distillation, batch: DistillBatch) -> torch.Tensor:
 
 def test_far_images_of_weight_0_give_no_gradient_at_all() -> None:
     distillation = make_distillation(weights=(1.0, 0.5, 0.0, 0.0), weighting="static", steps=STEPS)
-    batch = distillation.batch(2)
+    batch = batch_of(distillation, 2)
     near = batch.weights_N > 0
     assert near.sum() == 2
     kept = DistillBatch(
@@ -281,7 +282,7 @@ def test_far_images_of_weight_0_give_no_gradient_at_all() -> None:
 
 def test_twice_the_weight_is_as_good_as_the_image_twice() -> None:
     distillation = make_distillation(steps=STEPS)
-    batch = distillation.batch(0)
+    batch = batch_of(distillation, 0)
     weighted = dataclasses.replace(batch, weights_N=torch.tensor([2.0, 1.0, 1.0, 0.0]))
     order = [0, 0, 1, 2]
     repeated = DistillBatch(batch.images_N3HW[order], tuple(batch.views[i] for i in order), torch.ones(4))

@@ -9,7 +9,7 @@ import oracles
 import pytest
 import torch
 from conftest import tiny_model
-from stages import make_train_settings, prepare_train
+from stages import batch_of, make_train_settings, prepare_train
 
 from pipeline.models.segmenter import Segmenter
 
@@ -34,8 +34,8 @@ def test_the_loss_is_numpys_cross_entropy_over_the_labelled_pixels_of_what_was_s
     labelled_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     objective: Any = prepare_train(make_train_settings(labelled_folder, min_scale=1.0), monkeypatch).objective
-    batch, model = objective.batch(1), recorded()
-    loss = objective.loss(model, batch, 0.0)
+    batch, model = batch_of(objective, 1), recorded()
+    loss = objective.loss(model, batch, 0.0).mean()
     lit = [
         oracles.light(image.permute(1, 2, 0).numpy() / 255.0, view.light)
         for image, view in zip(batch.images_N3HW, batch.views, strict=True)
@@ -50,9 +50,9 @@ def test_the_loss_is_numpys_cross_entropy_over_the_labelled_pixels_of_what_was_s
 
 def test_a_batch_of_nothing_but_void_has_the_loss_0(labelled_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     objective: Any = prepare_train(make_train_settings(labelled_folder), monkeypatch).objective
-    batch = objective.batch(0)
+    batch = batch_of(objective, 0)
     void = dataclasses.replace(batch, labels_NHW=torch.full_like(batch.labels_NHW, VOID))
-    assert objective.loss(recorded(), void, 0.0).item() == 0
+    assert objective.loss(recorded(), void, 0.0).mean().item() == 0
 
 
 def test_images_and_labels_of_a_batch_are_cut_and_mirrored_alike(

@@ -11,15 +11,16 @@ import pytest
 import torch
 from conftest import HEIGHT, WIDTH, draw_image, tiny_model, tiny_spec
 from PIL import Image
-from stages import prepare_synthesis, run_synthesis, score_folder, select_images
+from stages import Stopped, prepare_synthesis, run_synthesis, score_folder, select_images, stop_at
 from torch import nn
 
 from pipeline.batchnorm.layers import find_layers
 from pipeline.models.files import save_model
-from pipeline.scoring.run import Scoring
+from pipeline.scoring.run import score
 from pipeline.selection.select import select
 from pipeline.settings import ScoreSettings, SelectSettings, SynthesisSettings
-from pipeline.synthesis import Synthesis, batch_statistics
+from pipeline.synthesis import Synthesis, batch_statistics, prepared
+from pipeline.synthesis import synthesize as stage
 from storage.errors import SettingsError
 from storage.selection import write_selection
 
@@ -28,9 +29,7 @@ def synthesize(teacher: Path, out: str, **changes: object) -> Path:
     settings = SynthesisSettings(
         **{"teacher": str(teacher), "out": out, "count": 5, "steps": 40, "batch_size": 4, **changes}
     )  # type: ignore[arg-type]
-    for _ in Synthesis.prepare(settings).run():
-        pass
-    return Path(out)
+    return stage(settings).path
 
 
 def pixels_of(folder: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
@@ -88,27 +87,26 @@ def test_only_what_an_earlier_run_made_is_replaced(teacher_file: Path) -> None:
 
 def test_an_interrupted_run_leaves_nothing(teacher_file: Path) -> None:
     settings = SynthesisSettings(teacher=str(teacher_file), out="made", count=4, steps=5)
-    steps = Synthesis.prepare(settings).run()
-    next(steps)
-    steps.close()  # type: ignore[attr-defined]
+    with pytest.raises(Stopped):
+        stage(settings, stop_at(1))
     assert not [path for path in Path().iterdir() if path.name.startswith("made")]
 
 
 def test_they_may_begin_as_selected_photographs(image_folder: Path, teacher_file: Path) -> None:
-    for _ in Scoring(ScoreSettings(corpus=str(image_folder), teacher=str(teacher_file), device="cpu")).run():
-        pass
-    select(SelectSettings(budget="5", out="selection.parquet"))
+    score(ScoreSettings(corpus=str(image_folder), teacher=str(teacher_file), device="cpu"))
+    select(SelectSettings(budget=5, out="selection.parquet"))
     photographs = synthesize(teacher_file, "begin", selection="selection.parquet", steps=1, lr=0.0)
     made = synthesize(teacher_file, "made", selection="selection.parquet", steps=20, lr=0.02)
     moved = np.abs(pixels_of(photographs).astype(int) - pixels_of(made)).mean()
     assert 0 < moved < 40  # and still the photographs
     assert discrepancy(made) < discrepancy(photographs)
     settings = SynthesisSettings(teacher=str(teacher_file), out="more", count=6, selection="selection.parquet")
-    with pytest.raises(SettingsError, match="has 5 images; give --count 5 or less"):
-        Synthesis.prepare(settings)
-    whole = Synthesis.prepare(dataclasses.replace(settings, count=None))
-    assert whole.count == 5
-    assert Synthesis.prepare(dataclasses.replace(settings, count=None, selection=None)).count == 256
+    with pytest.raises(SettingsError, match="more than the 5 images of selection.parquet"):
+        stage(settings)
+    with prepared(dataclasses.replace(settings, count=None)) as whole:
+        assert whole.count == 5
+    with prepared(dataclasses.replace(settings, count=None, selection=None)) as noise:
+        assert noise.count == 256
 
 
 def test_a_layers_term_is_the_distance_of_its_batch_statistics() -> None:

@@ -27,6 +27,7 @@ from stages import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distill.losses import WeightedSum
 from distill.objective import Distillation
 from distill.settings import OptimisationSettings
 from pipeline.models.files import save_model
@@ -67,18 +68,20 @@ class Regression:
     random: list[float] = dataclasses.field(default_factory=list)
     dtypes: set[torch.dtype] = dataclasses.field(default_factory=set)
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+    def batch(self, step: int, slots: range) -> tuple[Tensor, Tensor]:
+        assert slots == range(4)  # of make_settings
         rng = np.random.default_rng([11, step])
         return torch.from_numpy(rng.random((3, 3, 6, 5))), torch.from_numpy(rng.normal(size=(3, 3, 6, 5)))
 
-    def loss(self, model: Segmenter, batch: tuple[Tensor, Tensor], progress: float) -> Tensor:
+    def loss(self, model: Segmenter, batch: tuple[Tensor, Tensor], progress: float) -> WeightedSum:
         self.progress.append(progress)
         self.training.append((model.network.norm.training, model.network.resting.training))  # type: ignore[union-attr]
         self.random.append(float(torch.rand(1)))
         images, wanted = batch
         logits = model(images.to(model.mean_3HW.dtype))
         self.dtypes.add(logits.dtype)
-        return (logits - wanted.to(logits.dtype)).square().mean()
+        squares = (logits - wanted.to(logits.dtype)).square()
+        return WeightedSum(squares.sum(), torch.tensor(float(squares.numel())))
 
     def evaluate(self, model: Segmenter) -> None:
         model.eval()  # whatever an evaluation leaves behind
@@ -97,7 +100,7 @@ def by_hand(*, lr: float, weight_decay: float, warmup: float, momentum: float, s
     second = {name: torch.zeros_like(state[name]) for name in learnt}
     mean, std = (torch.tensor(values).double().view(3, 1, 1) for values in (tiny_spec().mean, tiny_spec().std))
     for step in range(steps):
-        images, wanted = Regression().batch(step)
+        images, wanted = Regression().batch(step, range(4))
         leaves = {name: state[name].clone().requires_grad_() for name in learnt}
         x = F.conv2d((images - mean.float().double()) / std.float().double(), leaves["first.weight"], padding=1)
         seen = x.detach()
@@ -127,7 +130,7 @@ def by_hand(*, lr: float, weight_decay: float, warmup: float, momentum: float, s
 )
 def test_a_run_is_adamw_under_warmup_and_cosine_written_out(changes: dict[str, Any]) -> None:
     model, objective = network(), Regression()
-    run_training(model, objective, settings(**changes), resting=[model.network.resting])  # type: ignore[list-item]
+    run_training(model, objective, settings(**changes), frozen=[model.network.resting])  # type: ignore[list-item]
     told = {"lr": 0.05, "weight_decay": 1e-4, "warmup": 0.05, **changes}
     expected = by_hand(**told, momentum=0.1)
     for name, tensor in model.network.state_dict().items():
@@ -138,7 +141,7 @@ def test_a_run_is_adamw_under_warmup_and_cosine_written_out(changes: dict[str, A
 @pytest.mark.parametrize(("momentum", "used"), [(0.01, 0.1), (0.1, 0.1), (0.4, 0.4)])
 def test_running_statistics_follow_at_least_by_a_tenth_a_step(momentum: float, used: float) -> None:
     model = network(momentum)
-    run_training(model, Regression(), settings(), resting=[model.network.resting])  # type: ignore[list-item]
+    run_training(model, Regression(), settings(), frozen=[model.network.resting])  # type: ignore[list-item]
     expected = by_hand(lr=0.05, weight_decay=1e-4, warmup=0.05, momentum=used)
     for name in ("norm.running_mean", "norm.running_var"):
         torch.testing.assert_close(model.network.state_dict()[name], expected[name], rtol=1e-7, atol=1e-9)
@@ -154,7 +157,7 @@ def test_the_learning_rate_that_the_optimiser_has_is_logged() -> None:
 
 def test_every_step_trains_and_what_rests_stays_in_eval_mode() -> None:
     model, objective = network(), Regression()
-    run_training(model, objective, settings(), resting=[model.network.resting])  # type: ignore[list-item]
+    run_training(model, objective, settings(), frozen=[model.network.resting])  # type: ignore[list-item]
     assert objective.training == [(True, False)] * STEPS
     assert objective.progress == pytest.approx(np.linspace(0, 1, STEPS))
     assert model.network.resting.running_mean.tolist() == [0] * 4  # type: ignore[union-attr]

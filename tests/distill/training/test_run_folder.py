@@ -17,13 +17,16 @@ from storage.errors import SettingsError
 from storage.selection import write_selection
 
 # What a user may change between the two halves of a run: where things lie, and what is looked at meanwhile.
-FREE = {"resume", "overwrite", "out", "val", "eval_every", "checkpoint_every", "device", "root"}
+FREE = {"resume", "overwrite", "out", "val", "eval_every", "checkpoint_every", "keep_checkpoint", "device", "root"}
 TOLD: dict[type, OptimisationSettings] = {
     DistillSettings: make_settings(),
     TrainSettings: make_train_settings(Path("data")),
 }
-ABOUT = {"held_back": 1, "student_of": "abc"}
-OTHER: dict[str, Any] = {"image_size": "48x64", "student_arguments": '{"width": 5}', "arguments": '{"width": 5}'}
+ABOUT = {"held_out": 1, "student_of": "abc"}
+OTHER: dict[str, Any] = {
+    **{"image_size": (48, 64), "student_arguments": {"width": 5}, "arguments": {"width": 5}},
+    **{"budget": 5, "class_names": ("a", "b")},
+}
 
 
 def other_value(kind: type, name: str, value: Any) -> Any:
@@ -67,14 +70,17 @@ def test_a_run_goes_on_with_another_value_of_a_free_setting_only(kind: type, nam
         folder.claim(again, ABOUT)
         assert folder.checkpoint.exists()
     else:
-        with pytest.raises(SettingsError, match=rf"begun with {name}=.* \(now .*\); --overwrite starts afresh"):
+        with pytest.raises(
+            SettingsError,
+            match=rf"begun with other settings: {name}.* is .* there and .* now; --overwrite starts afresh",
+        ):
             folder.claim(again, ABOUT)
         assert folder.checkpoint.exists()
         folder.claim(dataclasses.replace(again, overwrite=True), ABOUT)
         assert not folder.checkpoint.exists()
 
 
-@pytest.mark.parametrize("about", [{**ABOUT, "student_of": "abd"}, {**ABOUT, "held_back": 2}])
+@pytest.mark.parametrize("about", [{**ABOUT, "student_of": "abd"}, {**ABOUT, "held_out": 2}])
 def test_what_else_decides_the_model_is_compared_as_well(about: dict[str, Any]) -> None:
     told = TOLD[DistillSettings]
     with pytest.raises(SettingsError, match="begun with"):
@@ -88,10 +94,10 @@ def test_a_run_is_not_resumed_on_another_selection_or_teacher(image_folder: Path
     run_distill(told)
     held = json.loads(Path("run/settings.json").read_text())
     assert held["teacher"] == store.attributes["teacher"]
-    assert held["held_back"] == 0
+    assert held["held_out"] == 0
     teacher_file.rename("moved.safetensors")  # the same teacher elsewhere is the same teacher
     run_distill(dataclasses.replace(told, teacher="moved.safetensors", resume=True))
     told = dataclasses.replace(told, teacher="moved.safetensors")
     write_selection(select_images(store, budget=9, strategy="nearest"), Path("selection.parquet"))
-    with pytest.raises(SettingsError, match=r"begun with selection=.*ads.* \(now .*nearest"):
+    with pytest.raises(SettingsError, match=r"selection strategy is ads there and nearest now"):
         run_distill(dataclasses.replace(told, resume=True))

@@ -114,7 +114,7 @@ def test_a_store_holds_numpys_distances_and_embeddings_of_the_last_monitored_lay
     layers: str, size: int, monitored: list[str], distance: str, photographs: Path, odd_teacher: Segmenter
 ) -> None:
     store = score_folder(
-        photographs, "odd.safetensors", layers=layers, embedding_size=size, distance=distance, batch_size=4
+        photographs, "odd.safetensors", layers=layers.split(","), embedding_size=size, distance=distance, batch_size=4
     )
     found, parts = statistics_of(odd_teacher), []
     for name in monitored:
@@ -138,9 +138,9 @@ def test_a_store_holds_numpys_distances_and_embeddings_of_the_last_monitored_lay
 
 @pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
 def test_scores_are_made_in_the_precision_asked_for(precision: Any, dtype: torch.dtype, teacher_file: Path) -> None:
-    told = ScoreSettings(corpus="none", teacher=str(teacher_file), layers="all", device="cpu", precision=precision)
+    told = ScoreSettings(corpus="none", teacher=str(teacher_file), layers=("all",), device="cpu", precision=precision)
     scorer, seen = make_scorer(told), []
     scorer.teacher.network.get_submodule("body.0").register_forward_hook(lambda *given: seen.append(given[2].dtype))
     scores = scorer(np.zeros((2, HEIGHT, WIDTH, 3), np.uint8))
     assert seen == [dtype]
-    assert (scores.distance_N.dtype, scores.embedding_ND.dtype) == (np.float32, np.float16)
+    assert (scores["distance"].dtype, scores["embedding"].dtype) == (np.float32, np.float16)

@@ -1,5 +1,4 @@
 import io
-import logging
 import random
 import struct
 import subprocess
@@ -15,6 +14,7 @@ from PIL import Image, ImageFile
 
 import pipeline.decoding.pillow
 from pipeline.decoding.pillow import MAX_PIXELS, Decoder, decode_rgb
+from pipeline.process import silence_image_libraries
 from storage.errors import ImageError, RejectedImageError, SettingsError
 
 
@@ -292,6 +292,7 @@ class TestFaults:
 
     def test_corrupted_files_give_pixels_or_the_same_error_each_time_and_stay_silent(self, capfd, caplog):
         chance = random.Random(0)
+        silence_image_libraries()
         decoder = Decoder(height=16, width=24, min_side=2)
         for data in corrupted_files(chance, 600):
             outcomes = []
@@ -342,8 +343,18 @@ class TestConsoleAndThreads:
             with pytest.raises(UserWarning, match="mine"):
                 warnings.warn("mine", stacklevel=1)
 
-    def test_pillows_log_has_a_handler_so_that_nothing_is_printed(self):
-        assert any(isinstance(handler, logging.NullHandler) for handler in logging.getLogger("PIL").handlers)
+    def test_a_command_keeps_pillows_log_off_the_terminal_and_the_library_does_not_touch_it(self):
+        code = (
+            "import logging, pipeline.decoding.pillow\n"
+            "logger = logging.getLogger('PIL')\n"
+            "assert logger.propagate and not logger.handlers\n"
+            "from pipeline.process import own_process\n"
+            "own_process()\n"
+            "logger.error('noise')\n"
+        )
+        root = Path(pipeline.decoding.pillow.__file__).parents[2]
+        result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+        assert (result.stdout, result.stderr) == ("", "")
 
     def test_threads_that_begin_together_get_what_one_thread_gets(self, tmp_path):
         kinds = ("WEBP", "TIFF", "JPEG2000", "PNG", "GIF", "JPEG", "BMP", "PPM")
@@ -357,7 +368,7 @@ class TestConsoleAndThreads:
             (tmp_path / f"{number:02}").write_bytes(data)
         command = [sys.executable, "-W", "error", "-c", DECODE_BY_THREADS, str(tmp_path)]
         result = subprocess.run(
-            command, cwd=Path(pipeline.decoding.__file__).parents[1], capture_output=True, check=True
+            command, cwd=Path(pipeline.decoding.pillow.__file__).parents[2], capture_output=True, check=True
         )
         assert result.stderr == b""
         assert result.stdout == b"".join(array.tobytes() for array in alone)

@@ -20,7 +20,7 @@ from storage.errors import ModelError, SettingsError
 def settings(weights: Path, **changes: Any) -> ImportSettings:
     fields: dict[str, Any] = {
         "builder": "tiny_models:tiny", "weights": str(weights), "out": str(weights.parent / "out.safetensors"),
-        "class_names": "sky,road,car", "image_size": f"{HEIGHT}x{WIDTH}",
+        "class_names": ("sky", "road", "car"), "image_size": (HEIGHT, WIDTH),
     }  # fmt: skip
     return ImportSettings(**{**fields, **changes})
 
@@ -45,7 +45,7 @@ def test_an_auxiliary_head_that_only_training_needs_is_left_out(tmp_path: Path) 
     network = fcn_resnet50(num_classes=4, aux_loss=True, weights_backbone=None)
     torch.save(network.state_dict(), tmp_path / "w.pth")
     import_weights(
-        settings(tmp_path / "w.pth", builder="fcn_resnet50", class_names=None, num_classes=4, image_size="64x64")
+        settings(tmp_path / "w.pth", builder="fcn_resnet50", class_names=None, num_classes=4, image_size=(64, 64))
     )
     model = load_model(tmp_path / "out.safetensors")
     assert not any(name.startswith("aux") for name in model.network.state_dict())
@@ -77,12 +77,12 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"class_names": None}, "how many classes"),
+        ({"class_names": None}, "num_classes is missing"),
         ({"num_classes": 5}, "3 class names for 5 classes"),
-        ({"class_names": "a,b"}, r"head\.weight is \(3, 8, 1, 1\), not \(2, 8, 1, 1\)"),
-        ({"image_size": "big"}, "not HEIGHTxWIDTH"),
-        ({"mean": "1,2"}, "not three numbers"),
-        ({"arguments": "{"}, "are not JSON"),
+        ({"class_names": ("a", "b")}, r"head\.weight is \(3, 8, 1, 1\), not \(2, 8, 1, 1\)"),
+        ({"image_size": "64x64"}, "image_size '64x64' must be height and width in pixels"),
+        ({"mean": (1, 2)}, "mean .* must be three numbers"),
+        ({"arguments": "{}"}, "must be a mapping"),
         ({"builder": "nonsense"}, "unknown network"),
     ],
 )

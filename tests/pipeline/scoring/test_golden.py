@@ -77,12 +77,12 @@ def figures() -> dict[str, Any]:
     pixels = np.stack([decoder(data) for data in fixed_images()])
     found: dict[str, Any] = {"scoring_version": SCORING_VERSION}
     for kind, layers in (("standardized", "default"), ("paper", "default"), ("standardized", "all")):
-        scorer: Scorer = scorer_for(teacher, layers=layers, kind=kind, embedding_size=24)
+        scorer: Scorer = scorer_for(teacher, layers=[layers], kind=kind, embedding_size=24)
         scores = scorer(pixels)
         found[f"{kind}, {layers}"] = {
             "layers": [layer.name for layer in scorer.layers],
-            "distance": scores.distance_N.tolist(),
-            "embedding": scores.embedding_ND.astype(float).tolist(),
+            "distance": scores["distance"].tolist(),
+            "embedding": scores["embedding"].astype(float).tolist(),
         }
     found["cell"] = build_index(fixed_clusters(), np.arange(400)).cell.tolist()
     return found

@@ -1,6 +1,7 @@
 """Stage one from a folder of images to a complete store."""
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -19,9 +20,10 @@ from PIL import Image
 
 from pipeline.corpora.reader import ImageReader
 from pipeline.models.files import save_model
-from pipeline.scoring.run import Scoring
+from pipeline.scoring.run import prepare, run, score
 from pipeline.settings import ScoreSettings
 from storage.errors import CorpusError, ModelError, SettingsError, StoreError
+from storage.progress import Progress, Step
 from storage.scores.claim import exclusive
 from storage.scores.schema import REJECTED, SCORED, SCORING_VERSION, UNREADABLE
 from storage.scores.store import open_complete, open_store
@@ -30,16 +32,24 @@ from storage.scores.store import open_complete, open_store
 def settings(corpus: Path, teacher: Path, **changes: Any) -> ScoreSettings:
     fields: dict[str, Any] = {
         "corpus": str(corpus), "teacher": str(teacher), "out": str(teacher.parent / "scores.zarr"),
-        "shard_size": 8, "batch_size": 3, "layers": "all", "device": "cpu",
+        "shard_size": 8, "batch_size": 3, "layers": ("all",), "device": "cpu",
     }  # fmt: skip
     return ScoreSettings(**{**fields, **changes})
 
 
-def score(settings: ScoreSettings) -> Scoring:
-    scoring = Scoring(settings)
-    for _ in scoring.run():
-        pass
-    return scoring
+class Stopped(Exception):
+    """Ends a stage from its progress, as Ctrl-C would."""
+
+
+def stop_after(reports: int) -> Progress:
+    """Let a stage report so many times, and end it then."""
+    left = itertools.count(reports - 1, -1)
+
+    def report(step: Step) -> None:
+        if next(left) <= 0:
+            raise Stopped
+
+    return report
 
 
 def tree(path: Path) -> dict[str, bytes]:
@@ -47,27 +57,24 @@ def tree(path: Path) -> dict[str, bytes]:
 
 
 def test_every_image_gets_a_row_and_the_summary_counts_them(image_folder: Path, teacher_file: Path) -> None:
-    scoring = score(settings(image_folder, teacher_file))
-    store = open_complete(Path(scoring.settings.out))
+    result = score(settings(image_folder, teacher_file))
+    store = open_complete(result.path)
     assert len(store) == 23
     assert (store.status() == SCORED).all()
     assert list(store.column("key")) == [f"{index:03}.png" for index in range(23)]
     assert np.isfinite(store.column("distance")).all()
     norms = np.linalg.norm(store.column("embedding").astype(np.float64), axis=1)
     np.testing.assert_allclose(norms, 1, atol=2e-3)
-    assert scoring.summary is not None
-    assert (scoring.summary.scored, scoring.summary.unreadable, scoring.summary.rejected) == (23, 0, 0)
-    assert scoring.summary.quantiles[0.0] == pytest.approx(store.column("distance").min())
+    assert (result.scored, result.unreadable, result.rejected) == (23, 0, 0)
+    assert result.quantiles[0.0] == pytest.approx(store.column("distance").min())
 
 
 @pytest.mark.parametrize("changes", [{"batch_size": 1}, {"batch_size": 8}, {"workers": 5}])
 def test_batch_size_and_threads_do_not_change_a_row(
     changes: dict[str, int], image_folder: Path, teacher_file: Path, tmp_path: Path
 ) -> None:
-    one = open_store(Path(score(settings(image_folder, teacher_file)).settings.out))
-    other = open_store(
-        Path(score(settings(image_folder, teacher_file, out=str(tmp_path / "b"), **changes)).settings.out)
-    )
+    one = open_store(score(settings(image_folder, teacher_file)).path)
+    other = open_store(Path(score(settings(image_folder, teacher_file, out=str(tmp_path / "b"), **changes)).path))
     np.testing.assert_allclose(one.column("distance"), other.column("distance"), rtol=1e-5)
     np.testing.assert_allclose(one.column("layer_distance"), other.column("layer_distance"), rtol=1e-4, atol=1e-6)
 
@@ -86,8 +93,8 @@ def test_bad_images_are_accounted_for_and_stop_nothing(image_folder: Path, teach
     Image.new("RGB", (1, 1)).save(image_folder / "d-tiny.png")
     Image.new("CMYK", (60, 40), (10, 200, 30, 0)).save(image_folder / "e-cmyk.jpg")
     Image.fromarray(np.arange(2400, dtype=np.uint16).reshape(40, 60) * 27).save(image_folder / "f-16bit.png")
-    scoring = score(settings(image_folder, teacher_file))
-    store = open_complete(Path(scoring.settings.out))
+    result = score(settings(image_folder, teacher_file))
+    store = open_complete(result.path)
     fates = dict(zip(store.column("key").tolist(), store.status().tolist(), strict=True))
     assert fates["a-truncated.png"] == fates["b-empty.jpg"] == fates["c-text.jpg"] == UNREADABLE
     assert fates["d-tiny.png"] == REJECTED
@@ -95,24 +102,22 @@ def test_bad_images_are_accounted_for_and_stop_nothing(image_folder: Path, teach
     assert len(store.errors()) == 4
     assert all(text and "0x" not in text for text in store.errors().values())
     assert np.isnan(store.column("distance")[store.status() != SCORED]).all()
-    assert scoring.summary is not None
-    assert (scoring.summary.scored, scoring.summary.unreadable, scoring.summary.rejected) == (25, 3, 1)
+    assert (result.scored, result.unreadable, result.rejected) == (25, 3, 1)
 
 
 def test_a_corpus_of_nothing_but_bad_images_is_scored_to_the_end(teacher_file: Path, tmp_path: Path) -> None:
     (tmp_path / "bad").mkdir()
     for index in range(9):
         (tmp_path / "bad" / f"{index}.jpg").write_bytes(b"no")
-    scoring = score(settings(tmp_path / "bad", teacher_file))
-    assert scoring.summary is not None
-    assert (scoring.summary.unreadable, scoring.summary.quantiles) == (9, {})
+    result = score(settings(tmp_path / "bad", teacher_file))
+    assert (result.unreadable, result.quantiles) == (9, {})
 
 
 def test_mended_images_are_scored_when_failed_ones_are_retried(image_folder: Path, teacher_file: Path) -> None:
     bad = image_folder / "010.png"
     good = bad.read_bytes()
     bad.write_bytes(b"x" * len(good))
-    path = Path(score(settings(image_folder, teacher_file)).settings.out)
+    path = score(settings(image_folder, teacher_file)).path
     assert open_complete(path).errors().keys() == {10}
     bad.write_bytes(good)
     score(settings(image_folder, teacher_file, retry_failed=True))
@@ -126,10 +131,8 @@ def test_a_run_that_was_stopped_half_way_continues_to_the_same_bytes(
     image_folder: Path, teacher_file: Path, tmp_path: Path
 ) -> None:
     score(settings(image_folder, teacher_file, out=str(tmp_path / "whole.zarr")))
-    steps = Scoring(settings(image_folder, teacher_file)).run()
-    for _ in range(5):
-        next(steps)
-    steps.close()  # type: ignore[attr-defined]
+    with pytest.raises(Stopped):
+        score(settings(image_folder, teacher_file), stop_after(5))
     path = tmp_path / "scores.zarr"
     assert [next(iter(rows)) for rows in open_store(path).pending_units()] == [8, 16]
     (path / "status" / "c").mkdir(exist_ok=True)
@@ -137,16 +140,14 @@ def test_a_run_that_was_stopped_half_way_continues_to_the_same_bytes(
     second = score(settings(image_folder, teacher_file))
     assert tree(path) == tree(tmp_path / "whole.zarr")
     third = score(settings(image_folder, teacher_file))
-    assert second.summary is not None
-    assert third.summary is not None
-    assert (second.summary.already_complete, third.summary.already_complete) == (False, True)
+    assert (second.already_complete, third.already_complete) == (False, True)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"distance": "paper"}, "distance is standardized there and paper now"),
-        ({"layers": "stem.1"}, "layers is stem.1, body.1, neck.1 there and stem.1 now"),
+        ({"layers": ("stem.1",)}, "layers is stem.1, body.1, neck.1 there and stem.1 now"),
         ({"limit": 5}, "images is 23 there and 5 now"),
         ({"min_side": 20}, "transform min_side is 16 there and 20 now"),
     ],
@@ -154,7 +155,7 @@ def test_a_run_that_was_stopped_half_way_continues_to_the_same_bytes(
 def test_other_settings_are_refused_by_name_and_replaced_when_told(
     changes: dict[str, Any], message: str, image_folder: Path, teacher_file: Path
 ) -> None:
-    path = Path(score(settings(image_folder, teacher_file)).settings.out)
+    path = score(settings(image_folder, teacher_file)).path
     before = tree(path)
     with pytest.raises(StoreError, match=message):
         score(settings(image_folder, teacher_file, **changes))
@@ -182,8 +183,7 @@ def test_overwriting_the_same_settings_continues_rather_than_starting_again(
 ) -> None:
     score(settings(image_folder, teacher_file))
     again = score(settings(image_folder, teacher_file, overwrite=True))
-    assert again.summary is not None
-    assert again.summary.already_complete
+    assert again.already_complete
 
 
 def test_a_folder_that_is_no_store_is_never_replaced(image_folder: Path, teacher_file: Path, tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_a_folder_that_is_no_store_is_never_replaced(image_folder: Path, teacher
 
 
 def test_a_store_of_an_older_schema_is_replaced_when_told(image_folder: Path, teacher_file: Path) -> None:
-    path = Path(score(settings(image_folder, teacher_file)).settings.out)
+    path = score(settings(image_folder, teacher_file)).path
     before = tree(path)
     zarr.open_group(path, mode="r+").attrs["schema_version"] = 0
     with pytest.raises(StoreError, match="score schema 0"):
@@ -212,7 +212,7 @@ def test_a_store_of_an_older_schema_is_replaced_when_told(image_folder: Path, te
 
 
 def test_two_runs_on_one_store_do_not_mix(image_folder: Path, teacher_file: Path) -> None:
-    path = Path(score(settings(image_folder, teacher_file)).settings.out)
+    path = score(settings(image_folder, teacher_file)).path
     with exclusive(path), pytest.raises(StoreError, match="another run is writing"):
         score(settings(image_folder, teacher_file))
 
@@ -222,12 +222,9 @@ def test_an_image_whose_statistics_are_not_finite_is_rejected(image_folder: Path
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return torch.where(images.mean(dim=(1, 2, 3), keepdim=True) > -1.0, images * torch.inf, images)
 
-    scoring = Scoring(settings(image_folder, teacher_file))
-    network = scoring.scorer.teacher.network
-    network.stem.insert(0, Overflow())  # type: ignore[operator, union-attr]
-    for _ in scoring.run():
-        pass
-    store = open_complete(Path(scoring.settings.out))
+    job = prepare(settings(image_folder, teacher_file))
+    job.scorer.teacher.network.stem.insert(0, Overflow())  # type: ignore[operator, union-attr]
+    store = open_complete(run(job).path)
     rejected = store.status() == REJECTED
     assert 0 < rejected.sum() < 23
     assert np.isfinite(store.column("distance")[~rejected]).all()
@@ -262,7 +259,7 @@ def test_a_write_that_fails_at_any_moment_costs_nothing(
 def test_a_store_of_another_scoring_version_is_not_continued_but_can_be_read_and_replaced(
     image_folder: Path, teacher_file: Path
 ) -> None:
-    path = Path(score(settings(image_folder, teacher_file)).settings.out)
+    path = score(settings(image_folder, teacher_file)).path
     before = tree(path)
     zarr.open_group(path, mode="r+").attrs["scoring_version"] = SCORING_VERSION + 1
     with pytest.raises(StoreError, match=rf"scoring_version is {SCORING_VERSION + 1} there and {SCORING_VERSION} now"):
@@ -276,7 +273,7 @@ def test_entropy_is_that_of_the_teachers_probabilities(image_folder: Path, teach
     from pipeline.decoding.pillow import Decoder
     from pipeline.models.files import load_model
 
-    path = Path(score(settings(image_folder, teacher_file, entropy=True)).settings.out)
+    path = Path(score(settings(image_folder, teacher_file, entropy=True)).path)
     image = Decoder(height=HEIGHT, width=WIDTH)((image_folder / "004.png").read_bytes())
     with torch.no_grad():
         logits = load_model(teacher_file)(torch.from_numpy(image).permute(2, 0, 1)[None])[0].double().numpy()
@@ -296,19 +293,20 @@ def test_a_store_that_vanishes_ends_the_run_and_a_new_one_starts_afresh(
     image_folder: Path, teacher_file: Path, tmp_path: Path
 ) -> None:
     score(settings(image_folder, teacher_file, out=str(tmp_path / "whole.zarr")))
-    steps = Scoring(settings(image_folder, teacher_file)).run()
-    for _ in range(2):  # the first unit, of three batches, is not yet written
-        next(steps)
-    shutil.rmtree(tmp_path / "scores.zarr")
+    reports = iter(range(100))
+
+    def remove_it(step: Step) -> None:
+        if next(reports) == 1:  # the first unit, of three batches, is not yet written
+            shutil.rmtree(tmp_path / "scores.zarr")
+
     with pytest.raises(StoreError, match="vanished while it was being used; run dfss-score again"):
-        list(steps)
+        score(settings(image_folder, teacher_file), remove_it)
     assert not (tmp_path / "scores.zarr").exists()
     score(settings(image_folder, teacher_file))
     assert tree(tmp_path / "scores.zarr") == tree(tmp_path / "whole.zarr")
 
 
 def test_seconds_are_told_apart(image_folder: Path, teacher_file: Path) -> None:
-    scoring = Scoring(settings(image_folder, teacher_file))
     read = ImageReader.read
 
     def slow(self: ImageReader, row: int) -> bytes:
@@ -317,9 +315,7 @@ def test_seconds_are_told_apart(image_folder: Path, teacher_file: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ImageReader, "read", slow)
-        for _ in scoring.run():
-            pass
-    timing = scoring.timing
+        timing = score(settings(image_folder, teacher_file)).timing
     assert timing.reading >= 23 * 0.02
     assert 0 < timing.decoding < timing.reading
     assert timing.inferring > 0
@@ -329,7 +325,7 @@ def test_seconds_are_told_apart(image_folder: Path, teacher_file: Path) -> None:
 
 def test_nvjpeg_needs_a_gpu(image_folder: Path, teacher_file: Path) -> None:
     with pytest.raises(SettingsError, match="nvjpeg needs a CUDA device, and this run is on cpu; use --decoder cpu"):
-        Scoring(settings(image_folder, teacher_file, decoder="nvjpeg"))
+        score(settings(image_folder, teacher_file, decoder="nvjpeg"))
 
 
 @pytest.mark.gpu
@@ -338,8 +334,8 @@ def test_nvjpeg_needs_a_gpu(image_folder: Path, teacher_file: Path) -> None:
 def test_a_gpu_scores_like_the_cpu(
     changes: dict[str, Any], image_folder: Path, teacher_file: Path, tmp_path: Path
 ) -> None:
-    whole = score(settings(image_folder, teacher_file, out=str(tmp_path / "cpu.zarr"))).settings.out
-    on_gpu = score(settings(image_folder, teacher_file, device="cuda", **changes)).settings.out
+    whole = score(settings(image_folder, teacher_file, out=str(tmp_path / "cpu.zarr"))).path
+    on_gpu = score(settings(image_folder, teacher_file, device="cuda", **changes)).path
     tolerance = 2e-3 if not changes else 0.1
     np.testing.assert_allclose(
         open_complete(Path(on_gpu)).column("distance"), open_complete(Path(whole)).column("distance"), rtol=tolerance

@@ -1,28 +1,32 @@
 """From a settings dataclass to a command."""
 
 import dataclasses
+import sys
+import types
 from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
 from conftest import Call
 
-from storage.commandline.command import Command
-from storage.commandline.progress import track
+from storage.commandline.command import Command, run_one_of
+from storage.commandline.declaration import Checked
+from storage.commandline.progress import shown
+from storage.commandline.values import DATA, METHOD, Arguments, Budget, Count, NamedFiles, Size
 from storage.errors import SettingsError, StoreError
 from storage.progress import Step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    store: Annotated[str, "Where"]
-    count: Annotated[int, "How many"] = 3
+class Settings(Checked):
+    store: Annotated[str, "Where", DATA]
+    count: Annotated[Count, "How many", METHOD] = 3
     kind: Annotated[Literal["a", "b"], "Which"] = "a"
     quiet: Annotated[bool, "Whether"] = False
-
-    def __post_init__(self) -> None:
-        if self.count < 1:
-            raise SettingsError(f"count is {self.count}; give at least 1")
+    size: Annotated[Size, "How large"] = (4, 5)
+    most: Annotated[Budget | None, "At most"] = None
+    files: Annotated[NamedFiles, "Which files"] = dataclasses.field(default_factory=lambda: {"x": "x"})
+    more: Annotated[Arguments, "What else"] = dataclasses.field(default_factory=dict)
 
 
 def command(seen: list[Settings]) -> Command[Settings]:
@@ -79,7 +83,7 @@ def test_a_wrong_params_file_is_one_line(
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--store", "x", "--count", "0"], 2, "count is 0; give at least 1"),
+        (["--store", "x", "--count", "0"], 2, "--count is 0; give 1 or more"),
         (["--store", "broken"], 1, "no scores in broken; run dfss-score"),
         (["--store", "full"], 1, "No space left on device"),
         (["--store", "impatient"], 130, "interrupted"),
@@ -96,23 +100,106 @@ def test_errors_are_one_line_and_an_exit_code(
 
 
 @pytest.mark.parametrize("arguments", [[], ["--store", "x", "--count", "many"], ["--store", "x", "--kind", "c"]])
-def test_wrong_usage_exits_with_2(arguments: list[str], call: Call) -> None:
+def test_wrong_usage_is_one_line_and_exits_with_2(
+    arguments: list[str], call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert call(command([]), *arguments) == 2
-
-
-def test_help_shows_every_option_and_the_example(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(command([]), "--help") == 0
-    printed = capsys.readouterr().out
-    for text in ("--store", "--count", "--kind", "--quiet", "How many", "tool --store x"):
-        assert text in printed
-
-
-def test_progress_without_a_terminal_is_plain_lines_and_passes_every_step(capsys: pytest.CaptureFixture[str]) -> None:
-    steps = [Step(done=5, total=20), Step(done=10, total=20), Step(done=20, total=20, note="loss 1.0")]
-    assert list(track(steps, title="scoring", unit="images", every=1e9)) == steps
     printed = capsys.readouterr().err
-    assert printed.startswith("scoring 20/20 images")
-    assert "loss 1.0" in printed
+    assert printed.startswith("tool: error: ")
+    assert printed.endswith("; see tool --help\n")
+    assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "params", "field", "value"),
+    [
+        ("--size", "6x7", "[6, 7]", "size", (6, 7)),
+        ("--size", "8", "8x8", "size", (8, 8)),
+        ("--most", "20", "20", "most", 20),
+        ("--most", "10%", "0.1", "most", 0.1),
+        ("--files", "a=b.txt", "{a: b.txt}", "files", {"a": "b.txt"}),
+        ("--more", '{"depth": [1, 2]}', "{depth: [1, 2]}", "more", {"depth": [1, 2]}),
+    ],
+)
+def test_values_are_the_same_from_a_command_line_from_yaml_and_from_python(
+    option: str, text: str, params: str, field: str, value: object, call: Call
+) -> None:
+    seen: list[Settings] = []
+    assert call(command(seen), "--store", "x", option, text) == 0
+    Path("params.yaml").write_text(f"dfss:\n  tool: {{{field}: {params}}}\n")
+    assert call(command(seen), "--store", "x") == 0
+    assert seen[0] == seen[1] == Settings(store="x", **{field: value})  # type: ignore[arg-type]
+    assert getattr(seen[0], field) == value
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "message"),
+    [
+        ("--size", "big", "--size 'big' is not HEIGHTxWIDTH in pixels, such as 360x480"),
+        ("--size", "0x4", "--size '0x4' is not HEIGHTxWIDTH in pixels"),
+        ("--most", "lots", "--most 'lots' is neither a count (20000) nor a fraction (0.1 or 10%)"),
+        ("--most", "0", "--most '0' must be a count of at least 1, or a fraction above 0 and at most 1"),
+        ("--most", "nan", "--most 'nan' must be a count"),
+        ("--more", "[1]", "--more '[1]' must be a mapping"),
+        ("--more", "{", "--more '{' is not JSON"),
+    ],
+)
+def test_a_malformed_value_is_named_with_what_was_expected(
+    option: str, text: str, message: str, call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(command([]), "--store", "x", option, text) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"kind": "c"}, r"kind 'c' is not one of a, b"),
+        ({"count": 0}, r"count is 0; give 1 or more"),
+        ({"count": 2.5}, r"count 2.5 must be a whole number"),
+        ({"count": True}, r"count True must be a whole number"),
+        ({"quiet": "yes"}, r"quiet 'yes' must be true or false"),
+        ({"store": 3}, r"store 3 must be text"),
+        ({"size": "6x7"}, r"size '6x7'"),
+        ({"most": "10%"}, r"most '10%' is neither a count"),
+        ({"most": 1.5}, r"most 1.5 must be a count of at least 1, or a fraction"),
+    ],
+)
+def test_settings_check_themselves_in_python_too(values: dict[str, object], message: str) -> None:
+    with pytest.raises(SettingsError, match=message) as caught:
+        Settings(**{"store": "x", **values})  # type: ignore[arg-type]
+    assert caught.value.field == next(iter(values))
+
+
+def test_help_shows_every_option_in_its_panel_whole_at_80_columns(
+    call: Call, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for option in ("--help", "-h"):
+        assert call(command([]), option) == 0
+        printed = capsys.readouterr().out
+        for text in ("--store", "--count", "--kind <a|b>", "--quiet", "How many", "tool --store x", "[default: 4x5]"):
+            assert text in printed
+        assert [line for line in printed.splitlines() if line in ("Data:", "Method:", "Run:")] == [
+            "Data:",
+            "Method:",
+            "Run:",
+        ]
+        assert "…" not in printed
+
+
+def test_progress_without_a_terminal_is_plain_lines_and_says_nothing_that_is_not_known(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with shown("scoring", "images", every=1e9) as progress:
+        progress(Step(done=5, total=5))
+        progress(Step(done=10, total=20))
+        progress(Step(done=20, total=20, note="loss 1.0"))
+    first, last = capsys.readouterr().err.splitlines()
+    assert first == "scoring 5/5 images"
+    assert last.startswith("scoring 20/20 images, ")
+    assert last.endswith(" s left, loss 1.0")
+    assert "nan" not in first + last
 
 
 @pytest.mark.parametrize(
@@ -142,3 +229,32 @@ def test_a_method_stands_for_several_settings_and_what_is_given_besides_wins(
 def test_an_unknown_method_is_refused(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(command([]), "--store", "x", "--method", "theirs") == 2
     assert "'theirs' is not one of ours, paper" in " ".join(capsys.readouterr().err.split())
+
+
+COMMANDS = {"one": "test_group:one", "two": "test_group:two"}
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "printed"),
+    [
+        ([], 0, "tools COMMAND --help"),
+        (["--help"], 0, "Usage: tools COMMAND"),
+        (["--version"], 0, "tools 7"),
+        (["one", "--store", "x"], 0, ""),
+        (["on"], 2, "command 'on' is not one of one, two; did you mean 'one'?"),
+        (["one", "--nonsense"], 2, "No such option"),
+    ],
+)
+def test_several_commands_are_one(
+    words: list[str], code: int, printed: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Settings] = []
+    module = types.ModuleType("test_group")
+    module.one = module.two = command(seen)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "test_group", module)
+    with pytest.raises(SystemExit) as ended:
+        run_one_of(COMMANDS, name="tools", version="7", argv=words)
+    assert ended.value.code == code
+    captured = capsys.readouterr()
+    assert printed in captured.out + captured.err
+    assert len(seen) == (words[:2] == ["one", "--store"])

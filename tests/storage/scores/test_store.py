@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 import zarr
 
-from storage.differences import settings_difference
 from storage.errors import StoreError
 from storage.manifest import Manifest
 from storage.scores.claim import exclusive, sweep
-from storage.scores.schema import PENDING, REJECTED, SCORED, UNREADABLE, ShardScores
+from storage.scores.schema import COLUMNS, PENDING, REJECTED, SCORED, UNREADABLE, Unit
 from storage.scores.store import ScoreStore, create_store, open_complete, open_store
 
 ATTRIBUTES: dict[str, Any] = {
@@ -33,23 +32,22 @@ def manifest(count: int = 20) -> Manifest:
     )
 
 
-def scores(rows: range, seed: int = 0) -> ShardScores:
+def scores(rows: range, seed: int = 0) -> Unit:
     rng, count = np.random.default_rng([seed, rows.start]), len(rows)
     status = np.full(count, SCORED, np.uint8)
     status[1] = UNREADABLE
-    return ShardScores(
-        status=status,
-        error=["", "not an image", *[""] * (count - 2)],
-        distance=rng.random(count, np.float32),
-        layer_distance=rng.random((count, 2, 2), np.float32),
-        embedding=rng.random((count, 4)).astype(np.float16),
-        entropy=None,
-    )
+    return {
+        "status": status,
+        "error": np.array(["", "not an image", *[""] * (count - 2)], dtype=object),
+        "distance": rng.random(count, np.float32),
+        "layer_distance": rng.random((count, 2, 2), np.float32),
+        "embedding": rng.random((count, 4)).astype(np.float16),
+    }
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> ScoreStore:
-    return create_store(tmp_path / "a.zarr", manifest(), ATTRIBUTES, entropy=False)
+    return create_store(tmp_path / "a.zarr", manifest(), ATTRIBUTES)
 
 
 def test_what_is_written_is_read_back(store: ScoreStore) -> None:
@@ -58,9 +56,9 @@ def test_what_is_written_is_read_back(store: ScoreStore) -> None:
     again = open_store(store.path)
     for rows in again.units():
         expected, where = scores(rows), slice(rows.start, rows.stop)
-        np.testing.assert_array_equal(again.column("distance")[where], expected.distance)
-        np.testing.assert_array_equal(again.column("layer_distance")[where], expected.layer_distance)
-        np.testing.assert_array_equal(again.column("embedding")[where], expected.embedding)
+        np.testing.assert_array_equal(again.column("distance")[where], expected["distance"])
+        np.testing.assert_array_equal(again.column("layer_distance")[where], expected["layer_distance"])
+        np.testing.assert_array_equal(again.column("embedding")[where], expected["embedding"])
     assert again.errors() == {row: "not an image" for row in (1, 9, 17)}
     assert again.manifest().fingerprint == manifest().fingerprint
 
@@ -90,8 +88,8 @@ def test_units_cover_every_row_once_and_are_pending_until_written(store: ScoreSt
 
 
 def test_the_order_of_the_units_does_not_show_in_the_bytes(tmp_path: Path) -> None:
-    forwards = create_store(tmp_path / "f.zarr", manifest(), ATTRIBUTES, entropy=False)
-    backwards = create_store(tmp_path / "b.zarr", manifest(), ATTRIBUTES, entropy=False)
+    forwards = create_store(tmp_path / "f.zarr", manifest(), ATTRIBUTES)
+    backwards = create_store(tmp_path / "b.zarr", manifest(), ATTRIBUTES)
     for rows in forwards.units():
         forwards.write_unit(rows, scores(rows))
     for rows in reversed(backwards.units()):
@@ -110,7 +108,7 @@ def test_an_interrupted_creation_leaves_no_store(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr("storage.scores.store._create_arrays", fail)
     with pytest.raises(KeyboardInterrupt):
-        create_store(tmp_path / "a.zarr", manifest(), ATTRIBUTES, entropy=False)
+        create_store(tmp_path / "a.zarr", manifest(), ATTRIBUTES)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -129,7 +127,7 @@ def test_reading_waits_for_completeness(store: ScoreStore) -> None:
 def test_failed_rows_can_be_opened_again(store: ScoreStore) -> None:
     for rows in store.units():
         good = scores(rows)
-        good.status[1] = REJECTED if rows.start == 8 else SCORED
+        good["status"][1] = REJECTED if rows.start == 8 else SCORED
         store.write_unit(rows, good)
     store.set_complete(True)
     store.reopen_failed()
@@ -183,9 +181,22 @@ def test_sweeping_removes_what_a_killed_writer_left(store: ScoreStore) -> None:
     assert tree(store.path) == before
 
 
-def test_the_first_difference_of_settings_is_named() -> None:
-    held = {"distance": "paper", "transform": {"size": [1, 2], "fit": "cover"}}
-    assert settings_difference(held, held) is None
-    assert settings_difference(held, {"distance": "standardized"}) == "distance is paper there and standardized now"
-    wanted = {"transform": {"size": [3, 4], "fit": "cover"}}
-    assert settings_difference(held, wanted) == "transform size is 1, 2 there and 3, 4 now"
+def test_a_store_is_a_table_for_pandas(store: ScoreStore) -> None:
+    for rows in store.units():
+        store.write_unit(rows, scores(rows))
+    cell = np.arange(20, dtype=np.int32)
+    store.write_diversity(np.zeros((1, 4), np.float32), cell, np.zeros(3, np.uint8))
+    table = open_store(store.path).to_pandas()
+    assert list(table.columns) == ["key", "distance", "status", "error", "cell"]
+    assert list(table["status"][:3]) == ["scored", "unreadable", "scored"]
+    assert list(table["error"][:3]) == ["", "not an image", ""]
+    np.testing.assert_array_equal(table["distance"], store.column("distance"))
+    np.testing.assert_array_equal(table["cell"], cell)
+
+
+def test_the_documentation_describes_every_column_as_it_is() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "artifacts.md").read_text()
+    for name, column in COLUMNS.items():
+        dtype = "string" if column.dtype is str else column.dtype
+        shape = ", ".join(["N", *map(str, column.row)])
+        assert f"| `{name}` | [{shape}] {dtype} |" in text

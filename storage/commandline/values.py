@@ -1,0 +1,253 @@
+"""Values of settings: how each is written on a command line and in params.yaml, what it may be, and how it is checked.
+
+A setting's annotation carries all of it, so that it is declared once::
+
+    steps: Annotated[Count, "Optimiser steps", OPTIMISATION] = 2000
+
+Light: no typer, no torch. Settings modules import it, and ``--help`` answers at once.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import numbers
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
+
+from storage.errors import SettingsError
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rule:
+    """What a value has to fulfil."""
+
+    holds: Callable[[Any], bool]
+    demand: str
+    """What the user is asked for where it does not hold: ``give at least 1``."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Form:
+    """How a value that is more than a word or a number is written."""
+
+    metavar: str
+    parse: Callable[[str], Any]
+    """From a command line. Raises ValueError that says what was expected."""
+    accept: Callable[[Any], Any]
+    """From Python or YAML, to the type that the setting has. Raises ValueError or TypeError."""
+    spell: Callable[[Any], Any]
+    """The inverse of ``parse``, for help and params.yaml."""
+    several: bool = False
+    """Whether the option may be given several times; its text is then a list of texts."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Panel:
+    """The group of a command's help that an option stands in."""
+
+    title: str
+
+
+DATA = Panel("Data")
+MODEL = Panel("Model")
+METHOD = Panel("Method")
+OPTIMISATION = Panel("Optimisation")
+RUN = Panel("Run")
+PANELS = (DATA, MODEL, METHOD, OPTIMISATION, RUN)
+"""In the order of the help."""
+
+
+def at_least(least: float) -> Rule:
+    """No smaller than ``least``."""
+    return Rule(lambda value: bool(value >= least), f"give {least} or more")
+
+
+def above(limit: float) -> Rule:
+    """Larger than ``limit``."""
+    return Rule(lambda value: bool(value > limit), f"give a number above {limit}")
+
+
+def below(limit: float) -> Rule:
+    """Smaller than ``limit``."""
+    return Rule(lambda value: bool(value < limit), f"give a number below {limit}")
+
+
+def at_most(most: float) -> Rule:
+    """No larger than ``most``."""
+    return Rule(lambda value: bool(value <= most), f"give {most} or less")
+
+
+# Numbers in text that are a pair of them: 360x480, 360,480 or 360 480; 512 is 512x512.
+_SIZE = re.compile(r"\s*(\d+)(?:\s*[x, ]\s*(\d+))?\s*")
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    if not (found := _SIZE.fullmatch(text)):
+        raise ValueError("is not HEIGHTxWIDTH in pixels, such as 360x480")
+    return _accept_size((int(found[1]), int(found[2] or found[1])))
+
+
+def _accept_size(value: Any) -> tuple[int, int]:
+    if isinstance(value, str) or len(value) != 2:
+        raise ValueError("must be height and width in pixels, such as (360, 480)")
+    height, width = (_whole(number) for number in value)
+    if min(height, width) < 1:
+        raise ValueError("is not HEIGHTxWIDTH in pixels, such as 360x480")
+    return height, width
+
+
+def _parse_names(text: str) -> tuple[str, ...]:
+    return _accept_names([name.strip() for name in text.split(",") if name.strip()])
+
+
+def _accept_names(value: Any) -> tuple[str, ...]:
+    names = (value,) if isinstance(value, str) else tuple(value)
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise ValueError("must be names, separated by commas")
+    return names
+
+
+def _parse_triple(text: str) -> tuple[float, float, float]:
+    try:
+        return _accept_triple([float(number) for number in text.replace(",", " ").split()])
+    except ValueError:
+        raise ValueError("must be three numbers, such as 0.485,0.456,0.406") from None
+
+
+def _accept_triple(value: Any) -> tuple[float, float, float]:
+    if isinstance(value, str) or len(value) != 3:
+        raise ValueError("must be three numbers, such as 0.485,0.456,0.406")
+    red, green, blue = (_finite(number) for number in value)
+    return red, green, blue
+
+
+def _parse_arguments(text: str) -> dict[str, Any]:
+    try:
+        return _accept_arguments(json.loads(text))
+    except json.JSONDecodeError as error:
+        raise ValueError(f'is not JSON ({error}); write for example {{"width": 64}}') from error
+
+
+def _accept_arguments(value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise ValueError('must be a mapping from names to values, such as {"width": 64}')
+    return dict(value)
+
+
+def _parse_budget(text: str) -> int | float:
+    text = text.strip()
+    try:
+        if text.endswith("%"):
+            return _accept_budget(float(text[:-1]) / 100)
+        return _accept_budget(int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text))
+    except ValueError as error:
+        message = (
+            str(error) if str(error).startswith("must be") else "is neither a count (20000) nor a fraction (0.1 or 10%)"
+        )
+        raise ValueError(message) from None
+
+
+def _accept_budget(value: Any) -> int | float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ValueError("is neither a count (20000) nor a fraction (0.1)")
+    budget = int(value) if isinstance(value, numbers.Integral) else float(value)
+    if not (budget >= 1 if isinstance(budget, int) else 0 < budget <= 1):
+        raise ValueError("must be a count of at least 1, or a fraction above 0 and at most 1")
+    return budget
+
+
+def _parse_files(texts: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in texts:
+        name, separator, path = text.partition("=")
+        # A file whose own name has a "=" is meant as it stands.
+        name, path = (text, text) if not separator or os.path.exists(text) else (name, path)  # noqa: PTH110
+        if name in found:
+            raise ValueError(f"names {name!r} twice")
+        found[name] = path
+    return _accept_files(found)
+
+
+def _accept_files(value: Any) -> dict[str, str]:
+    if isinstance(value, str | os.PathLike):
+        value = {os.fspath(value): value}
+    elif not isinstance(value, Mapping):
+        return _parse_files([os.fspath(path) for path in value])
+    if not value:
+        raise ValueError("must name at least one file")
+    return {str(name): os.fspath(path) for name, path in value.items()}
+
+
+def _spell_files(files: Mapping[str, str]) -> list[str]:
+    return [path if name == path else f"{name}={path}" for name, path in files.items()]
+
+
+Count = Annotated[int, at_least(1)]
+Amount = Annotated[float, at_least(0)]
+Seed = Annotated[int, at_least(0)]
+Size = Annotated[tuple[int, int], Form("HEIGHTxWIDTH", _parse_size, _accept_size, lambda size: f"{size[0]}x{size[1]}")]
+"""Height and width in pixels."""
+NAMES_FORM = Form("NAME,...", _parse_names, _accept_names, ",".join)
+Names = Annotated[tuple[str, ...], NAMES_FORM]
+Triple = Annotated[
+    tuple[float, float, float], Form("R,G,B", _parse_triple, _accept_triple, lambda three: ",".join(map(str, three)))
+]
+"""One number for red, green and blue."""
+Arguments = Annotated[Mapping[str, Any], Form("JSON", _parse_arguments, _accept_arguments, json.dumps)]
+"""Keyword arguments of a builder."""
+Budget = Annotated[int | float, Form("COUNT|FRACTION", _parse_budget, _accept_budget, str)]
+"""How many images: an int is a count, a float a fraction of the scored ones."""
+NamedFiles = Annotated[
+    Mapping[str, str],
+    Form("[NAME=]FILE", _parse_files, _accept_files, _spell_files, several=True),
+]
+"""Files by name; one that was given no name is its own."""
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise ValueError("must be a whole number")
+    return int(value)
+
+
+def _finite(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ValueError("must be a number")
+    if not math.isfinite(value):
+        raise ValueError("must be a finite number")
+    return float(value)
+
+
+def _truth(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")
+    return value
+
+
+def _text(value: Any) -> str:
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(text, str):
+        raise ValueError("must be text")
+    return text
+
+
+PLAIN: Mapping[Any, Callable[[Any], Any]] = {int: _whole, float: _finite, bool: _truth, str: _text}
+"""Types that need no form, and how a value of each is accepted."""
+
+
+def one_of(value: Any, choices: Sequence[str]) -> Any:
+    """The value, if it is one of the choices. Raises ValueError that names them, the likeliest first."""
+    if value in choices:
+        return value
+    guess = difflib.get_close_matches(str(value), choices, n=1)
+    meant = f"did you mean {guess[0]!r}? " if guess else ""
+    raise ValueError(f"is not one of {', '.join(choices)}" + (f"; {meant.strip()}" if meant else ""))
+
+
+def refuse(field: str, value: Any, reason: str) -> SettingsError:
+    """The error for a setting that cannot be used: ``budget is 0; give ...`` or ``budget 'x' is neither ...``."""
+    shown = repr(value) if isinstance(value, str) else str(value)
+    return SettingsError(f"{field} {shown} {reason}", field=field)
