@@ -1,10 +1,11 @@
-# Two commands: `make repro` reproduces the default results, `make test` checks the project. Both make .venv when it is
-# missing or pyproject.toml has changed, and do only what changed when they are called again.
+# Three commands: `make repro` reproduces the default results, `make test` checks the project, `make mutants` checks that
+# the tests notice changes of the method's code (an hour). All make .venv when it is missing or pyproject.toml has changed;
+# the first does only what changed when it is called again.
 PYTHON ?= python3
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: repro test test-slow clean
+.PHONY: repro test test-slow mutants clean
 
 repro: $(VENV)/installed
 	dvc repro
@@ -17,6 +18,10 @@ test: $(VENV)/installed-test
 
 test-slow: $(VENV)/installed-test
 	pytest -m slow
+
+# One part of it: make mutants MUTANTS='--files "distill/*" --sample 50'
+mutants: $(VENV)/installed-test
+	PYTHONPATH=tests python -m mutation $(MUTANTS)
 
 $(VENV)/installed: pyproject.toml
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)

@@ -23,9 +23,11 @@ from mutation.operators import Mutant, mutants
 from mutation.running import Verdict, measure_baseline, preload, try_all
 
 HERE = Path(__file__).parent
-NO_THREADS = {
+ENVIRONMENT = {
+    # Nothing that is imported before a fork may start a thread.
     **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"),
     "JE_ARROW_MALLOC_CONF": "background_thread:false",  # pyarrow's allocator
+    "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # plugins of libraries would be imported for every mutant
 }
 
 
@@ -51,14 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     files = {mutant.file for mutant in found}
     tests = {file: by for file, by in tests.items() if file in files}
     try:
-        verdicts = _try(found, tests, table["preload"], root, options.jobs)
+        verdicts = _try(found, tests, table["preload"], root, options.jobs, options.timeout)
     except RuntimeError as error:
         _say(str(error))
         return 2
     _report(verdicts, reasons)
     if options.json:
         options.json.write_text(json.dumps([_record(verdict, reasons) for verdict in verdicts], indent=1) + "\n")
-    share = 100 * sum(verdict.status != "survived" for verdict in verdicts) / len(verdicts)
+    share = 100 * sum(verdict.killed for verdict in verdicts) / len(verdicts)
     return int(share < options.at_least)
 
 
@@ -71,6 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="list the mutants and try none")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every verdict to a file")
     parser.add_argument("--at-least", type=float, default=95.0, metavar="PERCENT", help="to be killed (default: 95)")
+    parser.add_argument(
+        "--timeout", type=float, default=20.0, metavar="SECONDS", help="the least that a mutant is given (default: 20)"
+    )
     parser.add_argument("--table", type=Path, default=HERE / "targets.toml", help="files to change and their tests")
     parser.add_argument(
         "--equivalent", type=Path, default=HERE / "equivalent.toml", help="mutants that no test can kill, with reasons"
@@ -79,28 +84,29 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _try(
-    found: list[Mutant], tests: dict[str, list[str]], libraries: list[str], root: Path, jobs: int
+    found: list[Mutant], tests: dict[str, list[str]], libraries: list[str], root: Path, jobs: int, least: float
 ) -> list[Verdict]:
-    os.environ |= NO_THREADS
+    os.environ |= ENVIRONMENT
     verdicts: list[Verdict] = []
-    with tempfile.TemporaryDirectory(prefix="mutants-") as scratch:
-        sys.pycache_prefix = str(Path(scratch, "pycache"))
+    with tempfile.TemporaryDirectory(prefix="mutants-", ignore_cleanup_errors=True) as scratch:
         sys.path.insert(0, str(root))
         before = set(sys.modules)
         preload(libraries)
         packages = {file.split("/")[0] for file in tests}
         if early := [name for name in set(sys.modules) - before if name.split(".")[0] in packages]:
             raise RuntimeError(f"the table's preload imports what is to be changed: {', '.join(sorted(early))}")
+        sys.pycache_prefix, sys.dont_write_bytecode = str(Path(scratch, "pycache")), False
         _say("running the tests without any mutant")
         baseline = measure_baseline(root, tests, Path(scratch))
         _say(
             f"{len(baseline.seconds)} tests pass in {sum(baseline.seconds.values()):.0f} s; trying {len(found)} mutants"
         )
-        for verdict in try_all(found, tests, baseline, root, Path(scratch), jobs):
+        for verdict in try_all(found, tests, baseline, root, Path(scratch), jobs, least):
             verdicts.append(verdict)
-            if verdict.status == "survived":
+            if not verdict.killed:
                 unseen = "" if verdict.covered else " (no test executes it)"
-                print(f"survived {verdict.mutant.id}{unseen}\n    {verdict.mutant.before}\n    {verdict.mutant.after}")
+                print(f"{verdict.status} {verdict.mutant.id}{unseen}")
+                print(f"    {verdict.mutant.before}\n    {verdict.mutant.after}")
                 sys.stdout.flush()
             if len(verdicts) % 50 == 0:
                 _say(f"{len(verdicts)} of {len(found)} tried")
@@ -122,12 +128,12 @@ def _key(mutant: Mutant) -> tuple[str, str, str]:
 
 
 def _report(verdicts: list[Verdict], reasons: Reasons) -> None:
-    survivors = [verdict.mutant for verdict in verdicts if verdict.status == "survived"]
+    survivors = [verdict.mutant for verdict in verdicts if not verdict.killed]
     excused = [mutant for mutant in survivors if _key(mutant) in reasons]
     for mutant in excused:
         print(f"equivalent {mutant.id}: {reasons[_key(mutant)]}")
     for verdict in verdicts:
-        if verdict.status != "survived" and _key(verdict.mutant) in reasons:
+        if verdict.killed and _key(verdict.mutant) in reasons:
             print(f"not equivalent after all {verdict.mutant.id}: killed by {verdict.killed_by}")
     made = collections.Counter(verdict.mutant.file for verdict in verdicts)
     alive = collections.Counter(mutant.file for mutant in survivors)

@@ -6,6 +6,7 @@ whatever Python and pytest write goes to a temporary folder.
 
 import contextlib
 import dataclasses
+import gc
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -28,8 +29,6 @@ import pytest
 
 from mutation.operators import Mutant
 
-LEAST_SECONDS = 20.0
-"""No run is given less, however short the tests are."""
 PATIENCE = 5.0
 """A run may take so many times as long as the tests without a mutant."""
 MOST_BYTES = 8 << 30
@@ -53,11 +52,16 @@ class Verdict:
 
     mutant: Mutant
     status: str
-    """``killed``, ``timeout`` or ``survived``."""
+    """``killed``, ``timeout``, ``survived``, or ``untried`` where the child broke before a test could tell."""
     killed_by: str
     covered: bool
     """Whether any test executes the changed statement."""
     seconds: float
+
+    @property
+    def killed(self) -> bool:
+        """Whether the tests noticed it."""
+        return self.status in {"killed", "timeout"}
 
 
 def preload(names: Sequence[str]) -> None:
@@ -66,6 +70,7 @@ def preload(names: Sequence[str]) -> None:
         importlib.import_module(name)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
+    gc.freeze()  # the children's collections pass over what the libraries hold
     if threading.active_count() > 1:
         raise RuntimeError(f"a preloaded library started threads: {threading.enumerate()}")
     tasks = Path("/proc/self/task")  # threads that are not Python's
@@ -146,12 +151,23 @@ class Order:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
-            self.report.write_text(report.nodeid)
+            status = "timeout" if "from pytest-timeout" in report.longreprtext else "killed"
+            self.report.write_text(f"{status} {report.nodeid}")
 
 
 def run_pytest(files: Sequence[str], folder: Path, plugins: Sequence[object], *options: str) -> int:
     """Run tests in this process until the first failure; pytest's exit status."""
-    arguments = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", f"--basetemp={folder / 'tests'}"]
+    arguments = [
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "pytest_timeout",
+        "-m",
+        "not slow",
+        f"--basetemp={folder / 'tests'}",
+    ]
     arguments += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of plugins that a preloaded library brings
     return int(pytest.main([*arguments, *options, *files], plugins=list(plugins)))
 
@@ -191,9 +207,15 @@ def _limit_memory() -> None:
 
 def kill(pid: int) -> None:
     """End a child and whatever it started."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)
+    kill_group(pid)
+    os.kill(pid, signal.SIGKILL)  # it may not have made its group yet
     os.waitpid(pid, 0)
+
+
+def kill_group(pid: int) -> None:
+    """End whatever a child started and left behind."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 def measure_baseline(root: Path, tests: Mapping[str, Sequence[str]], scratch: Path) -> Baseline:
@@ -214,7 +236,12 @@ def measure_baseline(root: Path, tests: Mapping[str, Sequence[str]], scratch: Pa
         (folder / "found.json").write_text(json.dumps({"seconds": tracer.seconds, "lines": found}))
         return status
 
-    _, status = os.waitpid(start(work, root, folder), 0)
+    pid = start(work, root, folder)
+    try:
+        _, status = os.waitpid(pid, 0)
+    except KeyboardInterrupt:
+        kill(pid)
+        raise
     if status != 0:
         raise RuntimeError(f"the tests fail without any mutant:\n{(folder / 'output').read_text()[-4000:]}")
     found = json.loads((folder / "found.json").read_text())
@@ -228,20 +255,22 @@ def measure_baseline(root: Path, tests: Mapping[str, Sequence[str]], scratch: Pa
 class Trial:
     """A mutant and the child that tries it."""
 
-    def __init__(self, mutant: Mutant, files: Sequence[str], baseline: Baseline, root: Path, folder: Path) -> None:
+    def __init__(
+        self, mutant: Mutant, files: Sequence[str], baseline: Baseline, root: Path, folder: Path, least: float
+    ) -> None:
         own = {test: seconds for test, seconds in baseline.seconds.items() if test.split("::")[0] in files}
         by_line = baseline.tests[mutant.file]
         covering = set[str]().union(*(by_line.get(line, set()) for line in mutant.lines))
         self.mutant, self.folder, self.covered = mutant, folder, bool(covering)
         self.begin = time.monotonic()
-        self.deadline = self.begin + max(LEAST_SECONDS, PATIENCE * sum(own.values()))
+        self.deadline = self.begin + least + PATIENCE * sum(own.values())
         loader = MutantLoader(module_name(mutant.file), str(root / mutant.file), mutant.source)
         order = Order(set(own) if "" in covering else covering, own, folder / "killer")
-        per_test = max(LEAST_SECONDS, PATIENCE * max(own.values(), default=0.0))
+        per_test = max(least, PATIENCE * max(own.values(), default=0.0))
 
         def work() -> int:
             sys.meta_path.insert(0, MutantFinder(loader))
-            status = run_pytest(files, folder, [order], f"--timeout={per_test:.0f}")
+            status = run_pytest(files, folder, [order], f"--timeout={per_test:.1f}")
             return status if loader.used or status else NOT_IMPORTED
 
         self.pid = start(work, root, folder)
@@ -254,19 +283,26 @@ class Trial:
             kill(self.pid)
         elif not pid:
             return None
-        status = None if late else os.waitstatus_to_exitcode(wait_status)
-        if status in (NOT_IMPORTED, BROKEN):
-            raise RuntimeError(f"{self.mutant.id} was not tried:\n{(self.folder / 'output').read_text()[-4000:]}")
-        killer = self.folder / "killer"
+        kill_group(self.pid)
+        status, killed_by = ("timeout", "") if late else self._outcome(os.waitstatus_to_exitcode(wait_status))
         verdict = Verdict(
             mutant=self.mutant,
-            status="timeout" if late else "killed" if status else "survived",
-            killed_by=killer.read_text() if killer.exists() else "" if late or not status else f"exit status {status}",
+            status=status,
+            killed_by=killed_by,
             covered=self.covered,
             seconds=time.monotonic() - self.begin,
         )
         shutil.rmtree(self.folder, ignore_errors=True)
         return verdict
+
+    def _outcome(self, exit_status: int) -> tuple[str, str]:
+        killer = self.folder / "killer"
+        if killer.exists():
+            status, test = killer.read_text().split(" ", maxsplit=1)
+            return status, test
+        if exit_status in (NOT_IMPORTED, BROKEN):
+            return "untried", ""
+        return ("killed", f"exit status {exit_status}") if exit_status else ("survived", "")
 
 
 def try_all(
@@ -276,15 +312,16 @@ def try_all(
     root: Path,
     scratch: Path,
     jobs: int,
+    least: float,
 ) -> Iterator[Verdict]:
-    """Try mutants, ``jobs`` at a time, and yield each verdict as it comes."""
+    """Try mutants, ``jobs`` at a time, and yield each verdict as it comes; each is given ``least`` seconds or more."""
     waiting = list(enumerate(mutants))[::-1]
     running: list[Trial] = []
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
                 number, mutant = waiting.pop()
-                running.append(Trial(mutant, tests[mutant.file], baseline, root, scratch / str(number)))
+                running.append(Trial(mutant, tests[mutant.file], baseline, root, scratch / str(number), least))
             time.sleep(0.02)
             for trial in list(running):
                 if verdict := trial.poll():
