@@ -202,6 +202,28 @@ def test_too_few_killed_is_an_error_and_a_sample_is_the_same_again(project: Path
     assert mutate(project, "--sample", "1").returncode == 1
 
 
+def test_a_run_that_is_interrupted_reports_what_it_tried(project: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "mutation",
+        "--table",
+        "table.toml",
+        "--equivalent",
+        "equivalent.toml",
+        "--jobs",
+        "1",
+    ]
+    environment = os.environ | {"PYTHONPATH": str(TESTS)}
+    with subprocess.Popen(command, cwd=project, env=environment, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline().startswith("survived room/tiny.py:2:14:comparison")
+        running.terminate()
+        rest = running.stdout.read()
+    assert running.returncode == 2
+    assert "mutants  killed" in rest
+
+
 def test_tests_that_fail_or_do_not_import_the_file_prove_nothing(project: Path) -> None:
     (project / "test_tiny.py").write_text("def test_nothing():\n    pass\n")
     unseen = mutate(project)

@@ -7,11 +7,13 @@ A survivor is a change that no test notices. The exit status is 1 where fewer ar
 
 import argparse
 import collections
+import contextlib
 import dataclasses
 import fnmatch
 import json
 import os
 import random
+import signal
 import sys
 import tempfile
 import tomllib
@@ -57,11 +59,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         _say(str(error))
         return 2
+    if not verdicts:
+        return 2
     _report(verdicts, reasons)
     if options.json:
         options.json.write_text(json.dumps([_record(verdict, reasons) for verdict in verdicts], indent=1) + "\n")
     share = 100 * sum(verdict.killed for verdict in verdicts) / len(verdicts)
-    return int(share < options.at_least)
+    return int(share < options.at_least) if len(verdicts) == len(found) else 2
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -88,7 +92,11 @@ def _try(
 ) -> list[Verdict]:
     os.environ |= ENVIRONMENT
     verdicts: list[Verdict] = []
-    with tempfile.TemporaryDirectory(prefix="mutants-", ignore_cleanup_errors=True) as scratch:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does, with no child left
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        tempfile.TemporaryDirectory(prefix="mutants-", ignore_cleanup_errors=True) as scratch,
+    ):
         sys.path.insert(0, str(root))
         before = set(sys.modules)
         preload(libraries)
@@ -110,6 +118,8 @@ def _try(
                 sys.stdout.flush()
             if len(verdicts) % 50 == 0:
                 _say(f"{len(verdicts)} of {len(found)} tried")
+    if len(verdicts) < len(found):
+        _say(f"interrupted: {len(verdicts)} of {len(found)} tried")
     places = {mutant.id: place for place, mutant in enumerate(found)}
     return sorted(verdicts, key=lambda verdict: places[verdict.mutant.id])
 

@@ -182,6 +182,7 @@ def start(work: Callable[[], int], root: Path, folder: Path) -> int:
         return pid
     status = BROKEN
     try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.setsid()  # one group with its own children, to be killed together
         output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
