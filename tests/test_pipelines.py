@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import load_recipe
 
 from distill.settings import DistillSettings, EvalSettings, TrainSettings
 from pipeline.settings import ScoreSettings, SelectSettings, SynthesisSettings
-from pipeline.world.settings import WorldSettings
 
 ROOT = Path(__file__).parents[1]
 PIPELINES = [ROOT / "dvc.yaml", *sorted(ROOT.glob("recipes/*/dvc.yaml"))]
@@ -21,7 +21,7 @@ NEEDED = {f"dfss-{name}": STAGE_ONE for name in ("score", "select", "synthesize"
     f"dfss-{name}": {"distill", *STAGE_ONE} for name in ("train", "distill", "eval")
 }
 SETTINGS: dict[str, Any] = {
-    "world": WorldSettings,
+    "world": load_recipe("world", "world").World,
     "train": TrainSettings,
     "score": ScoreSettings,
     "select": SelectSettings,
@@ -55,10 +55,11 @@ def options_of(settings: Any) -> set[str]:
 def test_every_option_of_every_stage_exists(path: Path) -> None:
     seen = 0
     for command, *arguments in commands(path):
-        if not command.startswith("dfss-"):
-            continue
-        check_options(shlex.join(arguments), SETTINGS[command.removeprefix("dfss-")])
-        seen += 1
+        if command.startswith("dfss-"):
+            check_options(shlex.join(arguments), SETTINGS[command.removeprefix("dfss-")])
+            seen += 1
+        elif arguments[0] == "recipes/world/world.py":
+            check_options(shlex.join(arguments[1:]), SETTINGS["world"])
     assert seen >= 6
 
 
