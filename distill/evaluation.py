@@ -5,6 +5,7 @@ Pixels labelled 255 do not count; a class that is neither labelled nor predicted
 out of the mean.
 """
 
+import csv
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,7 +25,7 @@ from pipeline.devices import pick_device
 from pipeline.models.class_names import VOID
 from pipeline.models.files import load_model
 from pipeline.models.segmenter import Segmenter
-from storage.files.publish import write_json
+from storage.files.publish import publish, write_json
 from storage.progress import Progress, Step, ignore
 
 
@@ -135,9 +136,20 @@ class EvalResult:
         figures = {name: result.to_json() for name, result in self.evaluations.items()}
         return figures if len(figures) > 1 else next(iter(figures.values()))
 
+    def metrics(self) -> dict[str, dict[str, float | None]]:
+        """The figures that runs are compared by: mIoU and pixel accuracy, by model."""
+        names = {"miou": "miou", "pixel_accuracy": "accuracy"}
+        figures = {model: result.to_json() for model, result in self.evaluations.items()}
+        return {model: {short: found[name] for name, short in names.items()} for model, found in figures.items()}
+
+    def classes(self) -> Iterator[tuple[str, str, float]]:
+        """Yield (model, class, IoU), but for the classes that have no IoU."""
+        for model, result in self.evaluations.items():
+            yield from ((model, name, iou) for name, iou in result.iou.items() if not math.isnan(iou))
+
 
 def evaluate_models(settings: EvalSettings, progress: Progress = ignore) -> EvalResult:
-    """Evaluate each model in turn, and write the figures as JSON where asked.
+    """Evaluate each model in turn, and write the figures to the files that the settings name.
 
     Raises:
         DataError: the data is malformed, or has other classes than a model.
@@ -154,5 +166,12 @@ def evaluate_models(settings: EvalSettings, progress: Progress = ignore) -> Eval
     result = EvalResult(evaluations=results)
     if settings.json:
         write_json(Path(settings.json), result.to_json())
+    if settings.metrics:
+        write_json(Path(settings.metrics), result.metrics())
+    if settings.classes:
+        with publish(Path(settings.classes)) as partial, partial.open("w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(("model", "class", "iou"))
+            writer.writerows(result.classes())
     progress(Step(done=len(results), total=len(results)))
     return result

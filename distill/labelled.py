@@ -4,6 +4,7 @@ Shapes: H x W pixels of one image.
 """
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,14 @@ class LabelledFolder:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over the names and sizes in bytes of all files: what an interrupted run was begun on."""
+        digest = hashlib.sha256()
+        for path in (*self.images, *self.labels):
+            digest.update(f"{path.name}\n{path.stat().st_size}\n".encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
 
     def image(self, index: int) -> Image.Image:
         """Read an image, upright and RGB."""

@@ -14,10 +14,8 @@ To add a loss, write it, a line in :data:`LOSSES`, and its name in ``distill.set
 Shapes: N images, K classes, H x W pixels.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -54,22 +52,3 @@ LOSSES: Mapping[Loss, ImageLoss] = {"kl": pixelwise_kl, "channel": channelwise_k
 def _divergence(student: Tensor, teacher: Tensor, temperature: float, dim: int) -> Tensor:
     student, teacher = (F.log_softmax(logits / temperature, dim=dim) for logits in (student, teacher))
     return F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=dim) * temperature**2
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class WeightedSum:
-    """A batch's loss before it is divided, so that the parts of a batch can be added up first."""
-
-    total: Tensor
-    """sum_i w_i l_i."""
-    weight: Tensor
-    """sum_i w_i."""
-
-    @classmethod
-    def of(cls, losses_N: Tensor, weights_N: Tensor) -> "WeightedSum":
-        """Of losses and their weights."""
-        return cls((losses_N * weights_N).sum(), weights_N.sum())
-
-    def mean(self) -> Tensor:
-        """Sum w_i l_i / sum w_i; 0 where all weights are 0."""
-        return self.total / self.weight.clamp(min=torch.finfo(self.total.dtype).tiny)

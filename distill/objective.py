@@ -14,9 +14,10 @@ from torch import Tensor
 from distill.evaluation import Evaluation, agreement, evaluate, to_tensor
 from distill.inheritance import Inheritance, feature_distance, recorded
 from distill.labelled import LabelledFolder
-from distill.losses import WeightedSum, distillation_loss
+from distill.losses import distillation_loss
 from distill.sampling import draw, epoch_slice
 from distill.settings import DistillSettings
+from distill.training.processes import WeightedSum
 from distill.views import View, ViewSettings, crop_image, draw_view, light_images, whole_view
 from distill.weighting import WeightSchedule
 from pipeline.models.segmenter import Segmenter

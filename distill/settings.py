@@ -152,6 +152,12 @@ class EvalSettings(Checked):
 
     model: Annotated[NamedFiles, "Model file, or NAME=FILE; give it again for a table of several", MODEL]
     data: Annotated[str, "Folder with images/ and labels/ (255 = void)", DATA]
-    json: Annotated[str | None, "Also write the figures to this file", DATA] = None
+    json: Annotated[str | None, "Also write all figures to this JSON file", DATA] = None
+    metrics: Annotated[
+        str | None, "Also write mIoU and accuracy alone, by model, to this JSON file: DVC's metrics", DATA
+    ] = None
+    classes: Annotated[
+        str | None, "Also write the IoU of each class to this CSV file (model, class, iou), for a plot", DATA
+    ] = None
     batch_size: Annotated[Count, "Images per forward pass", RUN] = 8
     device: Device = "auto"

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from distill.evaluation import Evaluation, evaluate, to_tensor
 from distill.labelled import LabelledFolder, check_labels, open_labelled
-from distill.losses import WeightedSum
 from distill.sampling import epoch_slice
 from distill.settings import TrainSettings
 from distill.training.loop import Training
+from distill.training.processes import WeightedSum
 from distill.training.run_folder import RunFolder
 from distill.views import View, ViewSettings, crop_image, crop_label, draw_view, light_images
 from pipeline.devices import pick_device
@@ -111,7 +111,7 @@ def train(settings: TrainSettings, progress: Progress = ignore) -> TrainResult:
     )
     model = build_model(spec, pretrained_backbone=settings.pretrained_backbone).to(pick_device(settings.device))
     folder = RunFolder(Path(settings.out), "model.safetensors")
-    folder.claim(settings, {})
+    folder.claim(settings, {"data_fingerprint": data.fingerprint})
     views = ViewSettings(height=height, width=width, min_scale=settings.min_scale, jitter=settings.jitter)
     objective = Supervised(data=data, val=val, views=views, settings=settings)
     training = Training(model=model, objective=objective, settings=settings, folder=folder)

@@ -1,9 +1,14 @@
-"""The DVC pipelines: they name options that exist, and keep the private images private."""
+"""The DVC pipelines: they name options that exist, depend on the code they run, and keep the private images private."""
 
+import ast
 import dataclasses
+import json
 import re
 import shlex
-from collections.abc import Iterator
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +21,18 @@ from pipeline.settings import ScoreSettings, SelectSettings, SynthesisSettings
 
 ROOT = Path(__file__).parents[1]
 PIPELINES = [ROOT / "dvc.yaml", *sorted(ROOT.glob("recipes/*/dvc.yaml"))]
-STAGE_ONE = {"pipeline", "storage"}
-NEEDED = {f"dfss-{name}": STAGE_ONE for name in ("score", "select", "synthesize")} | {
-    f"dfss-{name}": {"distill", *STAGE_ONE} for name in ("train", "distill", "eval")
+FLOORS = ("storage", "pipeline", "distill")
+COMMANDS = {
+    "dfss-score": ("pipeline/cli.py", "_score"),
+    "dfss-select": ("pipeline/cli.py", "_select"),
+    "dfss-synthesize": ("pipeline/cli.py", "_synthesize"),
+    "dfss-train": ("distill/cli.py", "_train"),
+    "dfss-distill": ("distill/cli.py", "_distill"),
+    "dfss-eval": ("distill/cli.py", "_evaluate"),
 }
+"""Where each command begins to run its stage."""
+PRIVATE = {*Path("data/world/private").parents, *Path("${data}/camvid/train").parents}
+"""Folders that hold the private images among others: a stage that depended on one would depend on these."""
 SETTINGS: dict[str, Any] = {
     "world": load_recipe("world", "world").World,
     "train": TrainSettings,
@@ -106,6 +119,7 @@ def test_nothing_after_the_teacher_reads_the_private_images_but_the_references(p
         if name not in allowed and not name.startswith("reference-"):
             assert not [dep for dep in [*stage.get("deps", []), stage["cmd"]] if private.search(dep)], name
             assert not re.search("private|original", str(stage["items"])), name
+            assert not PRIVATE & {Path(dep) for dep in stage.get("deps", [])}, name
 
 
 def test_no_arm_but_the_references_has_to_do_with_the_private_images() -> None:
@@ -115,11 +129,199 @@ def test_no_arm_but_the_references_has_to_do_with_the_private_images() -> None:
     assert not re.search("original|camvid|manifest|label", str([arms, students]))
 
 
+@cache
+def syntax(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
+
+
+def module_file(name: str, beside: Path | None = None) -> Path | None:
+    """File of a module of the project, or of one beside a script; None for any other."""
+    folder = ROOT if name.split(".")[0] in FLOORS else beside
+    if folder is None:
+        return None
+    path = folder.joinpath(*name.split("."))
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+
+
+def imported(tree: ast.AST, beside: Path | None = None) -> Iterator[Path]:
+    """Files that the imports below a node name, those inside its functions too."""
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        yield from filter(None, (module_file(name, beside) for name in names))
+
+
+@cache
+def imports_of(file: Path, beside: Path | None) -> tuple[Path, ...]:
+    return tuple(imported(syntax(file), beside))
+
+
+def reached(first: Iterable[Path], beside: Path | None = None) -> set[Path]:
+    """Files that are imported from some files, directly or not, and these themselves."""
+    found: set[Path] = set()
+    waiting = list(first)
+    while waiting:
+        if (file := waiting.pop()) not in found:
+            found.add(file)
+            waiting += imports_of(file, beside)
+    return found
+
+
+def code_of(words: list[str], folder: Path) -> set[Path]:
+    """Files of the project whose code one command of a stage in ``folder`` runs."""
+    if words[0] in COMMANDS:
+        cli, name = COMMANDS[words[0]]
+        functions = [node for node in syntax(ROOT / cli).body if isinstance(node, ast.FunctionDef)]
+        (stage,) = [function for function in functions if function.name == name]
+        return reached(imported(stage))
+    if words[0] == "python":
+        script = folder / words[1]
+        return reached([script], beside=script.parent)
+    return set()
+
+
+def room_of(file: Path) -> str:
+    """A folder of a floor, or a module that stands alone on it; a script stands for itself."""
+    parts = file.relative_to(ROOT).parts
+    return "/".join(parts[:2]) if parts[0] in FLOORS else "/".join(parts)
+
+
+def is_code(dep: Path) -> bool:
+    return dep.is_relative_to(ROOT) and dep.relative_to(ROOT).parts[0] in FLOORS
+
+
+def words_of(stage: dict[str, Any]) -> Iterator[list[str]]:
+    """Each command of a stage; one that runs another counts as both."""
+    for command in stage["cmd"].split("&&"):
+        words = shlex.split(command)
+        yield words
+        if "--" in words:
+            yield words[words.index("--") + 1 :]
+
+
 @pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.parent.name)
-def test_code_is_a_dependency_wherever_it_runs(path: Path) -> None:
+def test_every_stage_depends_on_the_rooms_whose_code_it_runs_and_on_no_others(path: Path) -> None:
     seen = 0
     for name, stage in stages(path):
-        needed = {needed for command in commands_of(stage) for needed in NEEDED.get(command[0], set())}
-        assert needed <= {Path(dep).name for dep in stage["deps"]}, name
-        seen += bool(needed)
+        code = {file for words in words_of(stage) for file in code_of(words, path.parent)}
+        deps = {(path.parent / dep).resolve() for dep in stage["deps"]}
+        rooms = {ROOT / room_of(file) for file in code if is_code(file)}
+        if code:
+            assert {dep for dep in deps if is_code(dep)} == rooms, name
+            seen += 1
+        for script in code - {file for file in code if is_code(file)}:
+            assert deps & {script, *script.parents}, f"{name} does not depend on {script.name}"
     assert seen >= 6
+
+
+@pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.parent.name)
+def test_no_stage_depends_on_a_whole_floor(path: Path) -> None:
+    floors = {ROOT, *(ROOT / floor for floor in FLOORS)}
+    for name, stage in stages(path):
+        assert not floors & {(path.parent / dep).resolve() for dep in stage["deps"]}, name
+
+
+@pytest.mark.parametrize(
+    ("room", "spared"),
+    [
+        ("pipeline/selection", {"teacher", "score", "evaluate"}),
+        ("pipeline/scoring", {"teacher", "select", "distill", "reference-student", "evaluate"}),
+        ("distill/losses.py", {"score", "select", "reference-scores", "evaluate"}),
+        ("distill/supervised.py", {"score", "select", "distill", "reference-student", "evaluate"}),
+        ("distill/weighting.py", {"teacher", "score", "select", "evaluate"}),
+        ("storage/scores", {"teacher", "evaluate"}),
+    ],
+)
+def test_a_change_in_a_room_runs_no_stage_anew_that_has_nothing_to_do_with_it(room: str, spared: set[str]) -> None:
+    changed = ROOT / room
+    assert changed.exists()
+    deps = {name: {ROOT / dep for dep in stage["deps"]} for name, stage in stages(ROOT / "dvc.yaml")}
+    run_anew = {name for name in deps if changed in deps[name]}
+    assert run_anew
+    assert spared <= set(deps)
+    assert not run_anew & spared
+
+
+def test_packages_hold_no_code_so_that_importing_one_of_their_modules_runs_none() -> None:
+    for floor in FLOORS:
+        for file in (ROOT / floor).rglob("__init__.py"):
+            assert all(isinstance(node, ast.Expr) for node in syntax(file).body), file
+
+
+def test_the_links_of_the_camvid_recipe_lead_to_the_floors() -> None:
+    rooms = ROOT / "recipes" / "camvid" / "rooms"
+    assert {link.name: link.resolve() for link in rooms.iterdir()} == {floor: ROOT / floor for floor in FLOORS}
+
+
+@pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.parent.name)
+def test_every_pipeline_is_a_dvc_project_of_its_own_that_ignores_what_running_code_leaves(path: Path) -> None:
+    assert (path.parent / ".dvc" / "config").is_file()
+    assert "analytics = false" in (path.parent / ".dvc" / "config").read_text()
+    assert "__pycache__" in (path.parent / ".dvcignore").read_text().split()
+
+
+@pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.parent.name)
+def test_an_interrupted_run_is_continued_and_a_complete_one_of_other_inputs_replaced(path: Path) -> None:
+    seen = 0
+    for name, stage in stages(path):
+        trained = [words for words in commands_of(stage) if words[0] in ("dfss-train", "dfss-distill")]
+        for words in trained:
+            assert {"--resume", "--overwrite"} <= set(words), name
+            folder = words[words.index("--out") + 1].removesuffix("/{seed}")
+            assert {folder: {"persist": True}} in stage["outs"], name
+            seen += 1
+    assert seen >= 3
+
+
+@pytest.mark.parametrize("name", ["params.yaml", "full.yaml"])
+def test_the_student_trained_on_labels_is_built_like_the_distilled_ones(name: str) -> None:
+    params = yaml.safe_load((ROOT / "recipes" / "camvid" / name).read_text())
+    assert json.loads(params["labels"]["arguments"]) == params["dfss"]["distill"]["student_arguments"]
+
+
+@pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.parent.name)
+def test_no_value_of_params_yaml_is_a_number_a_list_or_a_mapping_in_a_string(path: Path) -> None:
+    for scale in (scale for name in ("params.yaml", "full.yaml") if (scale := path.with_name(name)).exists()):
+        for values in yaml.safe_load(scale.read_text())["dfss"].values():
+            for name, value in values.items():
+                assert not (isinstance(value, str) and re.fullmatch(r"[{\[].*|\d[\d.]*(x\d+|%)?", value)), name
+
+
+def test_metrics_are_short_and_listed_once() -> None:
+    pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+    assert "metrics" not in pipeline
+    listed = [metric for _, stage in stages(ROOT / "dvc.yaml") for metric in stage.get("metrics", [])]
+    assert listed == [{"evaluation.json": {"cache": False}}]
+    (words,) = commands_of(dict(stages(ROOT / "dvc.yaml"))["evaluate"])
+    models = [words[place + 1].partition("=")[0] for place, word in enumerate(words) if word == "--model"]
+    assert models == ["teacher", "random", "dfss", "private"]
+    assert words[words.index("--metrics") + 1] == "evaluation.json"
+
+
+@pytest.mark.parametrize("name", ["evaluation.json", "iou.csv", "dvc.lock"])
+def test_what_dvc_compares_revisions_by_is_not_ignored_by_git(name: str) -> None:
+    if not (ROOT / ".git").exists() or (git := shutil.which("git")) is None:
+        pytest.skip("not a git checkout")
+    asked = subprocess.run([git, "check-ignore", "-q", name], cwd=ROOT, check=False)
+    assert asked.returncode == 1
+
+
+def test_every_plot_is_drawn_by_a_template_that_exists_from_outputs_that_exist() -> None:
+    outputs = set(outputs_of(ROOT / "dvc.yaml"))
+    for entry in yaml.safe_load((ROOT / "dvc.yaml").read_text())["plots"]:
+        for name, plot in entry.items():
+            template = json.loads((ROOT / ".dvc" / "plots" / f"{plot['template']}.json").read_text())
+            assert template["data"] == {"values": "<DVC_METRIC_DATA>"}
+            files = plot["y"] if isinstance(plot["y"], dict) else {name: plot["y"]}
+            for file in files:
+                assert outputs & {file, *map(str, Path(file).parents)}, file
+
+
+def outputs_of(path: Path) -> Iterator[str]:
+    for _, stage in stages(path):
+        for out in stage.get("outs", []):
+            name = out if isinstance(out, str) else next(iter(out))
+            yield from (name.replace("${key}", key) for key in stage["items"] or [""])

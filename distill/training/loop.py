@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from distill.evaluation import Evaluation
-from distill.losses import WeightedSum
 from distill.settings import OptimisationSettings
 from distill.training.curves import curve_log
-from distill.training.processes import OneProcess, Processes
+from distill.training.processes import OneProcess, Processes, WeightedSum
 from distill.training.run_folder import RunFolder
 from distill.training.schedule import learning_rate, raise_momentum
 from pipeline.models.segmenter import Segmenter

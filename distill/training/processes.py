@@ -7,7 +7,27 @@ of the loss are added up over the processes, so that their number does not chang
 import dataclasses
 from typing import Protocol
 
-from distill.losses import WeightedSum
+import torch
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class WeightedSum:
+    """A batch's loss before it is divided, so that the parts of a batch can be added up first."""
+
+    total: Tensor
+    """sum_i w_i l_i."""
+    weight: Tensor
+    """sum_i w_i."""
+
+    @classmethod
+    def of(cls, losses_N: Tensor, weights_N: Tensor) -> "WeightedSum":
+        """Of losses and their weights."""
+        return cls((losses_N * weights_N).sum(), weights_N.sum())
+
+    def mean(self) -> Tensor:
+        """Sum w_i l_i / sum w_i; 0 where all weights are 0."""
+        return self.total / self.weight.clamp(min=torch.finfo(self.total.dtype).tiny)
 
 
 class Processes(Protocol):

@@ -1,7 +1,8 @@
 """The experiment's runs as figures, tables, learning curves and pictures.
 
-``python report.py --runs runs --teacher teacher --synthesized synthesized --data DATA/camvid/val --json camvid.json
---table table.md --curves curves.png --predictions predictions.png`` reads every ``runs/ARM/SEED``.
+``python report.py --runs runs --seeds 3 --teacher teacher --synthesized synthesized --data DATA/camvid/val
+--json camvid.json --table table.md --curves curves.png --predictions predictions.png`` reads ``runs/ARM/SEED``
+for the first seeds. Runs of further seeds may be left from an earlier experiment, and are not read.
 
 The JSON is a list of runs: ``arm``, ``seed``, ``steps``, ``miou`` (of the last step, on the labels of CamVid val),
 ``pixel_accuracy``, ``iou`` by class, ``images`` that it learnt from, ``weights`` of the model, the ``cost`` of finding
@@ -40,13 +41,14 @@ def main() -> None:
     """Read, summarise, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, required=True, help="how many runs each arm has")
     parser.add_argument("--teacher", type=Path, required=True, help="the teacher's run")
     parser.add_argument("--synthesized", type=Path, required=True, help="folder of folders that dfss-synthesize made")
     parser.add_argument("--data", type=Path, required=True, help="folder with images/ and labels/")
     for name in ("json", "table", "curves", "predictions"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     options = parser.parse_args()
-    runs = read_runs(options.runs, options.synthesized)
+    runs = read_runs(options.runs, options.synthesized, options.seeds)
     teacher = read_run(options.teacher) | {"arm": "teacher"}
     options.json.write_text(json.dumps([teacher, *runs], indent=1) + "\n")
     text = table(runs)
@@ -58,10 +60,12 @@ def main() -> None:
     draw_predictions(options.runs, options.data, options.teacher / "model.safetensors", options.predictions)
 
 
-def read_runs(folder: Path, synthesized: Path) -> list[dict[str, Any]]:
-    """Every finished run below ``folder``, by arm and seed."""
+def read_runs(folder: Path, synthesized: Path, seeds: int) -> list[dict[str, Any]]:
+    """Every finished run below ``folder`` with one of the first seeds, by arm and seed."""
     runs = []
     for metrics in sorted(folder.glob("*/*/metrics.json")):
+        if int(metrics.parent.name) >= seeds:
+            continue
         run = read_run(metrics.parent)
         if "shards" in run["settings"]:
             run["cost"] = cost_of(run["settings"], synthesized)
@@ -88,7 +92,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     """One run's figures."""
     metrics = json.loads((folder / "metrics.json").read_text())
     settings = json.loads((folder / "settings.json").read_text())
-    if settings.get("held_back"):
+    if settings.get("held_out"):
         raise SystemExit(f"{folder} was judged by agreement with its teacher, not on labels; give it --val")
     chosen = folder / "selection.parquet"
     run = {name: metrics[name] for name in ("seed", "steps", "miou", "pixel_accuracy", "iou")}

@@ -6,6 +6,7 @@ counts what the manifest calls a street.
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -17,7 +18,7 @@ def main() -> None:
     """Count and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--manifest", type=Path, required=True)
-    parser.add_argument("--budget", required=True, help="how much of each order is taken, as dfss-select takes it")
+    parser.add_argument("--budget", type=json.loads, required=True, help="a count, or a fraction of each order")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("selections", type=Path, nargs="+")
     options = parser.parse_args()

@@ -5,8 +5,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from distill.losses import LOSSES, WeightedSum, distillation_loss
+from distill.losses import LOSSES, distillation_loss
 from distill.settings import Loss
+from distill.training.processes import WeightedSum
 
 KINDS: list[Loss] = list(LOSSES)
 

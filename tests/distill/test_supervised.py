@@ -9,9 +9,12 @@ import oracles
 import pytest
 import torch
 from conftest import tiny_model
-from stages import batch_of, make_train_settings, prepare_train
+from PIL import Image
+from stages import Stopped, batch_of, make_train_settings, prepare_train, stop_at
 
+from distill.supervised import train
 from pipeline.models.segmenter import Segmenter
+from storage.errors import SettingsError
 
 VOID = 255
 
@@ -68,3 +71,14 @@ def test_images_and_labels_of_a_batch_are_cut_and_mirrored_alike(
         known = labels != VOID
         assert (np.digitize(grey, [60, 120])[known] == labels[known]).mean() > 0.93
     assert flips == {False, True}
+
+
+def test_an_interrupted_run_is_not_continued_on_other_images(labelled_folder: Path) -> None:
+    settings = make_train_settings(labelled_folder, steps=4)
+    with pytest.raises(Stopped):
+        train(settings, stop_at(2))
+    extra = Image.new("RGB", (56, 40))
+    extra.save(labelled_folder / "images" / "7.png")
+    extra.convert("L").save(labelled_folder / "labels" / "7.png")
+    with pytest.raises(SettingsError, match="data_fingerprint is .* there and .* now"):
+        train(dataclasses.replace(settings, resume=True))

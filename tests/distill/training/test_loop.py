@@ -27,9 +27,9 @@ from stages import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distill.losses import WeightedSum
 from distill.objective import Distillation
 from distill.settings import OptimisationSettings
+from distill.training.processes import WeightedSum
 from pipeline.models.files import save_model
 from pipeline.models.segmenter import ModelSpec, Segmenter, build_model
 from storage.scores.store import ScoreStore
