@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from distill.evaluation import Evaluation
 from distill.settings import OptimisationSettings
 from distill.training.curves import curve_log
-from distill.training.processes import OneProcess, Processes, WeightedSum
+from distill.training.processes import Processes, WeightedSum, here
 from distill.training.run_folder import RunFolder
 from distill.training.schedule import learning_rate, raise_momentum
 from pipeline.models.segmenter import Segmenter
@@ -55,7 +55,7 @@ class Training(Generic[BatchT]):
     folder: RunFolder
     frozen: Sequence[nn.Module] = ()
     """Modules that stay in eval mode."""
-    processes: Processes = dataclasses.field(default_factory=OneProcess)
+    processes: Processes = dataclasses.field(default_factory=here)
 
     def run(self, progress: Progress) -> Evaluation | None:
         """Train from the last checkpoint (or the start) to the end, publish the model, and return its figures.

@@ -33,11 +33,6 @@ class WeightedSum:
 class Processes(Protocol):
     """The processes of one run, as one of them sees them."""
 
-    @property
-    def publishes(self) -> bool:
-        """Whether this process writes checkpoints, curves and the model: exactly one does."""
-        ...
-
     def slots(self, batch_size: int) -> range:
         """Which slots of a batch are this process's."""
         ...
@@ -47,11 +42,8 @@ class Processes(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
 class OneProcess:
     """This process alone."""
-
-    publishes: bool = True
 
     def slots(self, batch_size: int) -> range:
         """All slots."""
@@ -60,3 +52,8 @@ class OneProcess:
     def joined(self, loss: WeightedSum) -> WeightedSum:
         """The loss as it is."""
         return loss
+
+
+def here() -> Processes:
+    """The processes of the run that this process belongs to."""
+    return OneProcess()
