@@ -1,7 +1,7 @@
 """The commands of stage one: parse, call one function, show what it found."""
 
-from rich.console import Console
-from rich.table import Table
+import shutil
+import textwrap
 
 from pipeline.settings import SCORE_METHODS, ImportSettings, ScoreSettings, SelectSettings, SynthesisSettings
 from storage.commandline.command import Command, say
@@ -36,10 +36,12 @@ def _score(settings: ScoreSettings) -> None:
 def _list_corpora() -> None:
     from pipeline.corpora.catalogue import catalogue
 
-    table = Table("name", "what", "images", "expected below its root", "root from")
+    width = shutil.get_terminal_size().columns
     for entry in catalogue():
-        table.add_row(entry.name, entry.title, f"{entry.images:,}", " or ".join(entry.layouts), entry.variables[0])
-    Console().print(table)
+        say(f"{entry.name}: {entry.title}, {entry.images:,} images")
+        for label, text in (("root", f"--root or ${entry.variables[0]}"), ("below it", " or ".join(entry.layouts))):
+            lines = textwrap.wrap(f"{label}: {text}", width - 2, subsequent_indent="  ", break_on_hyphens=False)
+            say(textwrap.indent("\n".join(lines), "  "))
 
 
 def _select(settings: SelectSettings) -> None:

@@ -13,6 +13,7 @@ from conftest import HEIGHT, WIDTH, Call, Run, command_environment, command_line
 import dfss
 import distill.cli
 import pipeline.cli
+from pipeline.corpora.catalogue import catalogue
 from pipeline.models.files import save_model
 from pipeline.models.segmenter import Segmenter, build_model
 from storage.progress import Step
@@ -120,8 +121,10 @@ def test_a_scored_corpus_is_summed_up(run_command: Run, image_folder: Path, teac
 def test_the_catalogue_is_listed_without_further_arguments(run_command: Run) -> None:
     result = run_command("dfss-score", "--list-corpora")
     assert result.returncode == 0
-    for name in ("imagenet", "coco", "places365"):
-        assert name in result.stdout
+    for entry in catalogue():
+        assert f"{entry.name}: {entry.title}" in result.stdout
+        assert f"${entry.variables[0]}" in result.stdout
+        assert all(layout in result.stdout for layout in entry.layouts)  # none is cut off
 
 
 @pytest.mark.parametrize(
