@@ -39,7 +39,7 @@ def _list_corpora() -> None:
     width = shutil.get_terminal_size().columns
     for entry in catalogue():
         say(f"{entry.name}: {entry.title}, {entry.images:,} images")
-        for label, text in (("root", f"--root or ${entry.variables[0]}"), ("below it", " or ".join(entry.layouts))):
+        for label, text in (("root", f"--root or ${entry.variables[0]}"), ("layouts", " or ".join(entry.layouts))):
             lines = textwrap.wrap(f"{label}: {text}", width - 2, subsequent_indent="  ", break_on_hyphens=False)
             say(textwrap.indent("\n".join(lines), "  "))
 

@@ -19,7 +19,7 @@ def distinct_keys(names: list[str], source: Sequence[int] | NDArray[np.int32], s
         source: [N] index into ``sources`` of the source that holds the name.
         sources: the names of the sources.
     """
-    if _all_differ(names):
+    if all_differ(names):
         return names
     counts = Counter(names)
     first_source: dict[str, int] = {}
@@ -45,7 +45,7 @@ def distinct_keys(names: list[str], source: Sequence[int] | NDArray[np.int32], s
     return keys
 
 
-def _all_differ(names: list[str]) -> bool:
+def all_differ(names: list[str]) -> bool:
     # Their hashes first: a set of millions of names would be the peak of a whole run's memory.
     hashes = np.fromiter(map(hash, names), dtype=np.int64, count=len(names))
     hashes.sort()

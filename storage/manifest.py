@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.errors import CorpusError, SettingsError
-from storage.keys import _all_differ
+from storage.keys import all_differ
 
 _HASHED_AT_ONCE = 65536
 
@@ -51,7 +51,7 @@ class Manifest:
             raise CorpusError(
                 f"manifest columns disagree in length (keys, source, offset, size: {lengths}); list again"
             )
-        if not _all_differ(self.keys):
+        if not all_differ(self.keys):
             key, count = Counter(self.keys).most_common(1)[0]
             raise CorpusError(f"key {key!r} occurs {count} times in the manifest; keys must be unique")
 
