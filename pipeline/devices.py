@@ -1,5 +1,6 @@
 """Choosing where to compute, and moving images and results there and back without waiting."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -30,20 +31,21 @@ def stack_pinned(images: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
 
 
 class Arriving:
-    """Tensors on their way to the CPU; the device works on meanwhile."""
+    """Named tensors on their way to the CPU; the device works on meanwhile."""
 
-    def __init__(self, tensors: list[Tensor], *, made_from: object) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], *, made_from: object) -> None:
         """Start copying. ``made_from`` is what the device may still be reading: it is kept until all has arrived."""
         self._made_from = made_from
-        self._tensors = [tensor.to("cpu", non_blocking=tensor.is_cuda) for tensor in tensors]
+        self._tensors = {name: tensor.to("cpu", non_blocking=tensor.is_cuda) for name, tensor in tensors.items()}
         self._arrived: Any = None
-        if tensors[0].is_cuda:
+        first = next(iter(tensors.values()))
+        if first.is_cuda:
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._arrived.record(torch.cuda.current_stream(tensors[0].device))
+            self._arrived.record(torch.cuda.current_stream(first.device))
 
-    def arrays(self) -> list[NDArray[Any]]:
+    def arrays(self) -> dict[str, NDArray[Any]]:
         """Wait for them."""
         if self._arrived is not None:
             self._arrived.synchronize()
         self._made_from = None
-        return [tensor.numpy() for tensor in self._tensors]
+        return {name: tensor.numpy() for name, tensor in self._tensors.items()}

@@ -127,7 +127,7 @@ class Synthesis:
         total = len(batches) * settings.steps
         progress(Step(done=0, total=total))
         with publish(out) as partial_folder:
-            partial_folder.mkdir(parents=True)
+            partial_folder.mkdir()
             for places in batches:
                 rng = np.random.default_rng([settings.seed, int(places[0])])
                 images = self._begin(places, rng)
@@ -170,7 +170,7 @@ class Synthesis:
         vertical, horizontal = (images.diff(dim=axis).abs().mean() for axis in (2, 3))
         loss = torch.stack(list(found.values())).sum()
         loss = loss + settings.tv * (vertical + horizontal) + settings.l2 * images.square().mean()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         with torch.no_grad():  # what no photograph can be is no use to a student
@@ -180,9 +180,10 @@ class Synthesis:
         return float(loss.detach())
 
     def _write(self, images: Tensor, places: NDArray[np.int64], folder: Path) -> None:
-        pixels = (images * self.teacher.std_3HW + self.teacher.mean_3HW).mul(255).round().clamp(0, 255)
-        for place, image in zip(places, pixels.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy(), strict=True):
-            Image.fromarray(image).save(folder / f"{place:06}.png")
+        pixels = (images * self.teacher.std_3HW + self.teacher.mean_3HW).mul(255).round()
+        pixels_NHW3 = pixels.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        for index, place in enumerate(places):
+            Image.fromarray(pixels_NHW3[index]).save(folder / f"{place:06}.png")
 
 
 def check_place(folder: Path, *, overwrite: bool) -> None:

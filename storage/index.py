@@ -55,7 +55,7 @@ def build_index(embedding_MD: NDArray[np.float16], rows: NDArray[np.int64]) -> D
     count, size = embedding_MD.shape
     if count == 0:
         empty = faiss.IndexFlatIP(size)
-        return DiversityIndex(np.zeros((0, size), np.float32), np.zeros(0, np.int32), faiss.serialize_index(empty))
+        return DiversityIndex(np.empty((0, size), np.float32), np.empty(0, np.int32), faiss.serialize_index(empty))
     cells = split(embedding_MD, max(SMALL_CELL, 2 * math.isqrt(count)))
     centroids = np.stack([_direction(_single(embedding_MD[members])) for members in cells])
     cell = np.empty(count, dtype=np.int32)
@@ -100,9 +100,10 @@ def _cluster(embedding_MD: Embedding, members: NDArray[np.int64], count: int) ->
         max_points_per_centroid=SAMPLE_PER_PART,
     )
     kmeans.train(_single(embedding_MD[members[sample]]))
-    similarity, nearest = zip(*(kmeans.assign(_single(embedding_MD[block])) for block in _blocks(members)), strict=True)
-    found: NDArray[np.int64] = np.concatenate(nearest)
-    sizes, alike = np.bincount(found, minlength=count), np.concatenate(similarity) >= ALIKE
+    assigned = [kmeans.assign(_single(embedding_MD[block])) for block in _blocks(members)]
+    found: NDArray[np.int64] = np.concatenate([nearest for _, nearest in assigned])
+    alike = np.concatenate([similarity for similarity, _ in assigned]) >= ALIKE
+    sizes = np.bincount(found, minlength=count)
     copies = np.bincount(found[alike], minlength=count) > sizes / 2
     return _copies_together(np.asarray(kmeans.centroids), copies)[found]
 
@@ -164,7 +165,7 @@ def near_duplicates(
     A large cell is first split into parts that are like one another. Only unmarked images are compared against, so a
     thousand copies of one image cost a thousand comparisons.
     """
-    marked = np.zeros(len(order), dtype=bool)
+    marked = np.empty(len(order), dtype=bool)
     by_cell = order[np.argsort(cell[order], kind="stable")]
     edges = np.flatnonzero(np.diff(cell[by_cell])) + 1
     with _one_thread():
@@ -188,7 +189,7 @@ def _one_thread() -> Iterator[None]:
 
 def _duplicates_in_cell(vectors: NDArray[np.float32], similarity: float, block: int = 1024) -> NDArray[np.bool_]:
     marked = np.zeros(len(vectors), dtype=bool)
-    for start in range(0, len(vectors), block):
+    for start in range(len(vectors))[::block]:
         part = slice(start, start + block)
         kept = vectors[:start][~marked[:start]]
         if len(kept):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import fnmatch
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -56,7 +57,7 @@ def find_layers(teacher: Segmenter) -> list[BatchNormLayer]:
     calls: Counter[str] = Counter()
 
     def record(name: str, input_NCHW: Tensor) -> None:
-        positions[name] = input_NCHW.shape[-2] * input_NCHW.shape[-1]
+        positions[name] = math.prod(input_NCHW.shape[2:])
         calls[name] += 1
 
     with on_inputs((module, partial(record, name)) for name, module in named.items()):
@@ -115,7 +116,7 @@ def default_layers(layers: Sequence[BatchNormLayer]) -> list[BatchNormLayer]:
     backbone = [layer for layer in layers if layer.name.partition(".")[0] == top]
     if len(backbone) < len(layers) / 3:
         backbone = list(layers)
-    last = max(1, round(0.8 * len(backbone)))
+    last = round(0.8 * len(backbone))
     return backbone[min(int(0.75 * len(backbone)), last - 1) : last]
 
 

@@ -65,8 +65,7 @@ class Scorer:
         }
         if logits is not None:
             columns["entropy"] = mean_entropy(logits)
-        arriving = Arriving(list(columns.values()), made_from=images_NHW3)
-        return lambda: dict(zip(columns, arriving.arrays(), strict=True))
+        return Arriving(columns, made_from=images_NHW3).arrays
 
 
 def make_scorer(settings: ScoreSettings) -> Scorer:

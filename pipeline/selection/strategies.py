@@ -68,12 +68,11 @@ def ads_order(
     """Close and diverse first, near-duplicates last, [N]. Ties go to the lower row."""
     nearest = np.argsort(distance_N, kind="stable")
     repeated = near_duplicates(embedding_ND, cell_N, nearest, duplicate)
-    first = nearest[~repeated[nearest]]
-    crowding = np.zeros(len(distance_N))
-    crowding[first] = np.log2(1 + _place_in_cell(cell_N[first]))
+    first, last = nearest[~repeated[nearest]], nearest[repeated[nearest]]
+    crowding = np.log2(1 + _place_in_cell(cell_N[first]))
     low, middle = np.quantile(distance_N, (0.05, 0.5))
-    cost = distance_N + diversity * (middle - low) * crowding
-    return np.lexsort((np.arange(len(cost)), cost, repeated))
+    cost = distance_N[first] + diversity * (middle - low) * crowding
+    return np.concatenate([first[np.lexsort((first, cost))], last])
 
 
 def _place_in_cell(cell_in_order: NDArray[np.int32]) -> NDArray[np.int64]:

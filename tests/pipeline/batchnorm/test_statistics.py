@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pipeline.batchnorm.distances import distance, layer_distances
-from pipeline.batchnorm.layers import choose_layers, find_layers
-from pipeline.batchnorm.moments import FusedMoments, measure, record_bn_statistics, shifted_moments
+from pipeline.batchnorm.layers import BatchNormLayer, choose_layers, default_layers, find_layers
+from pipeline.batchnorm.moments import FusedMoments, measure, record_bn_statistics, shifted_moments, statistics_of
 from pipeline.models.segmenter import ModelSpec, Segmenter, build_model
 from storage.errors import ModelError
 
@@ -105,8 +106,6 @@ def test_a_row_does_not_depend_on_the_other_images_of_its_batch() -> None:
 
 
 def test_statistics_stay_exact_where_the_mean_dwarfs_the_deviation() -> None:
-    from pipeline.batchnorm.moments import statistics_of
-
     module = nn.BatchNorm2d(2)
     module.running_mean = torch.tensor([1000.0, -1000.0])
     values = np.random.default_rng(0).normal([1000.5, -1000.5], 0.01, (3, 20, 30, 2)).transpose(0, 3, 1, 2)
@@ -123,6 +122,54 @@ def test_statistics_by_two_plain_means_are_exact_around_the_running_mean() -> No
     exact = values.astype(np.float64)
     np.testing.assert_allclose(mean.numpy(), exact.mean(axis=(2, 3)), rtol=1e-6)
     np.testing.assert_allclose(var.numpy(), exact.var(axis=(2, 3)), rtol=1e-4)
+
+
+def test_on_a_cpu_statistics_are_exact_however_far_the_running_mean_is() -> None:
+    module = nn.BatchNorm2d(2)  # its running mean is 0
+    values = np.random.default_rng(0).normal(1000, 0.01, (3, 2, 20, 30)).astype(np.float32)
+    found = statistics_of(torch.from_numpy(values), module)
+    np.testing.assert_allclose(found.var_NC.numpy(), values.astype(np.float64).var(axis=(2, 3)), rtol=1e-2)
+
+
+def test_the_variance_of_a_constant_channel_is_never_negative() -> None:
+    constants = np.random.default_rng(0).uniform(1, 2, (1, 300, 1, 1)).astype(np.float32)
+    values = np.broadcast_to(constants, (1, 300, 5, 7)).copy()
+    mean, var = shifted_moments(torch.from_numpy(values), torch.zeros(300))
+    np.testing.assert_allclose(mean.numpy(), constants[:, :, 0, 0], rtol=1e-6)
+    assert 0 <= float(var.min()) <= float(var.max()) < 1e-5
+
+
+def test_memory_that_runs_out_is_no_reason_to_run_uncompiled(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def call(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: call)
+    moments = FusedMoments()
+    for _ in range(2):
+        with pytest.raises(torch.OutOfMemoryError):
+            moments(torch.rand(2, 3, 4, 5), torch.zeros(3))
+    assert not caplog.records
+
+
+def test_statistics_are_compiled_once_for_batches_of_any_size(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        asked.append(options)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    moments = FusedMoments()
+    for count in (2, 3):
+        moments(torch.rand(count, 3, 4, 5), torch.zeros(3))
+    assert asked == [{"dynamic": True}]
+    with pytest.raises(RuntimeError, match="size"):  # a mistake of the caller's has nothing to do with the compiler
+        moments(torch.rand(2, 3, 4, 5), torch.zeros(4))
+    assert not caplog.records
 
 
 def test_without_a_working_compiler_statistics_run_uncompiled_and_say_so(
@@ -179,6 +226,16 @@ def test_the_forward_ends_at_the_last_monitored_layer() -> None:
     assert list(statistics) == ["body.1"]
 
 
+def test_a_forward_that_is_not_to_stop_gives_the_logits_beside_the_statistics() -> None:
+    teacher, images = tiny_model(), torch.rand(2, 3, 24, 32)
+    layers = choose_layers(find_layers(teacher), ("stem.1", "body.1"))
+    with torch.inference_mode(), record_bn_statistics(layers, stop_after_last=False) as statistics:
+        logits = measure(teacher, images)
+        assert logits is not None
+        torch.testing.assert_close(logits, teacher(images))
+    assert list(statistics) == ["stem.1", "body.1"]
+
+
 def test_hooks_are_gone_after_the_block_even_when_it_fails() -> None:
     teacher = tiny_model()
     layers = find_layers(teacher)
@@ -191,6 +248,61 @@ def test_layers_come_in_the_order_of_the_forward_pass_and_pooled_ones_are_left_o
     names = [layer.name for layer in find_layers(resnet_teacher())]
     assert names[0] == "backbone.bn1"
     assert not any("convs.4" in name for name in names)  # the ASPP's global pooling
+
+
+class Shrinking(nn.Module):
+    """BatchNorm layers over fewer and fewer positions, down to one."""
+
+    def __init__(self, *shapes: tuple[int, int]) -> None:
+        super().__init__()
+        self.shapes, self.norms = shapes, nn.ModuleList(nn.BatchNorm2d(3) for _ in shapes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        for shape, norm in zip(self.shapes, self.norms, strict=True):
+            images = norm(nn.functional.adaptive_avg_pool2d(images, shape))
+        return images
+
+
+def test_a_layer_says_over_how_many_positions_it_averages_and_two_are_enough() -> None:
+    network = Shrinking((20, 30), (3, 5), (2, 1), (1, 1))
+    layers = find_layers(Segmenter(network, tiny_spec()).eval())
+    assert {layer.name: layer.positions for layer in layers} == {"norms.0": 600, "norms.1": 15, "norms.2": 2}
+
+
+def test_a_teacher_whose_layers_see_one_position_alone_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"no BatchNorm layer of the teacher \(tiny_models:tiny\) sees more than one"):
+        find_layers(Segmenter(Shrinking((1, 1)), tiny_spec()).eval())
+
+
+def named_layers(*names: str) -> list[BatchNormLayer]:
+    return [BatchNormLayer(name, nn.BatchNorm2d(3), positions=6) for name in names]
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (1, [0]),
+        (2, [1]),
+        (3, [1]),
+        (4, [2]),
+        (5, [3]),
+        (10, [7]),
+        (20, [15]),
+        (53, [39, 40, 41]),
+        (100, [*range(75, 80)]),
+    ],
+)
+def test_a_backbone_of_any_depth_has_default_layers(count: int, expected: list[int]) -> None:
+    layers = named_layers(*(f"backbone.{number}" for number in range(count)))
+    assert [layers.index(layer) for layer in default_layers(layers)] == expected
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"), [(3, "0, 1, 2"), (13, "0, 2, 4, 6, 8, 10, 12"), (21, "0, 3, 6, 9, 12, 15, 18")]
+)
+def test_an_unknown_layer_is_told_of_some_six_evenly_over_the_network(count: int, shown: str) -> None:
+    with pytest.raises(ModelError, match=f"there are, among others, {shown}$"):
+        choose_layers(named_layers(*map(str, range(count))), ("tail",))
 
 
 @pytest.mark.parametrize(
