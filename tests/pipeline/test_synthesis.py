@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from pipeline.settings import ScoreSettings, SelectSettings, SynthesisSettings
 from pipeline.synthesis import Synthesis, batch_statistics, prepared
 from pipeline.synthesis import synthesize as stage
 from storage.errors import SettingsError
+from storage.progress import Step
 from storage.selection import write_selection
 
 
@@ -224,3 +226,123 @@ def test_refined_images_begin_as_the_very_pixels_of_the_selected_photographs(
     assert [len(batch) for batch in seen] == [3, 2]  # five in batches of at most four
     for image, key in zip(images, selection.table["key"], strict=True):
         np.testing.assert_array_equal(image, np.asarray(Image.open(folder / key)))
+
+
+def test_progress_counts_the_steps_of_all_batches(white_teacher: Path) -> None:
+    steps: list[Step] = []
+    prepare_synthesis(white_teacher, count=5, batch_size=2, steps=3).run(steps.append)
+    assert [(step.done, step.total) for step in steps] == [(done, 9) for done in range(10)]
+    assert steps[0].note == ""
+    assert all(float(step.note.removeprefix("loss ")) > 0 for step in steps[1:])
+
+
+def test_the_cost_file_says_what_the_images_began_as_and_what_they_cost(
+    white_teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([1000.0, 1012.3456])
+    synthesis = prepare_synthesis(white_teacher, count=3, steps=2)
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    result = synthesis.run(lambda step: None)
+    cost = {"begun_from": None, "images": 3, "teacher_forwards": 6, "teacher_backwards": 6, "seconds": 12.3}
+    assert (result.cost, result.images) == (cost, 3)
+    lines = ",".join(f'\n  "{name}": {json.dumps(value)}' for name, value in cost.items())
+    assert Path("made/cost.json").read_text() == "{" + lines + "\n}\n"
+
+
+def test_a_place_that_is_taken_is_refused_before_anything_is_computed(white_teacher: Path) -> None:
+    Path("made").mkdir()
+    with pytest.raises(SettingsError, match="made already exists; --overwrite replaces it, --out puts the images"):
+        prepare_synthesis(white_teacher)
+    prepare_synthesis(white_teacher, overwrite=True)  # an empty folder holds nothing to lose
+    Path("file.png").write_bytes(b"mine")
+    with pytest.raises(SettingsError, match=r"file.png holds file.png, so it is not replaced; give another --out"):
+        prepare_synthesis(white_teacher, out="file.png", overwrite=True)
+
+
+def test_a_place_that_is_taken_while_images_are_made_is_left_as_it_is(white_teacher: Path) -> None:
+    def take(step: Step) -> None:
+        Path("made").mkdir(exist_ok=True)
+
+    with pytest.raises(SettingsError, match="made already exists"):
+        prepare_synthesis(white_teacher).run(take)
+    assert [path.name for path in Path().iterdir() if path.name.startswith("made")] == ["made"]
+    assert list(Path("made").iterdir()) == []
+
+
+def test_images_are_made_in_a_folder_whose_parents_are_missing(white_teacher: Path) -> None:
+    synthesis = prepare_synthesis(white_teacher, out="runs/of/today", count=1)
+    assert run_synthesis(synthesis).shape == (1, HEIGHT, WIDTH, 3)
+
+
+def test_noise_is_fixed_by_the_seed_and_the_batchs_first_image(white_teacher: Path) -> None:
+    images = run_synthesis(prepare_synthesis(white_teacher, count=3, batch_size=2, seed=6, lr=0.0))
+    noise = [
+        np.random.default_rng([6, first]).standard_normal((n, 3, HEIGHT, WIDTH), np.float32)
+        for first, n in ((0, 2), (2, 1))
+    ]
+    mean, std = (np.array(values)[:, None, None] for values in ((0.2, 0.5, 0.7), (0.1, 0.3, 0.5)))
+    pixels = np.clip(np.concatenate(noise).astype(np.float64) * std + mean, 0, 1) * 255
+    np.testing.assert_allclose(images, pixels.transpose(0, 2, 3, 1), atol=0.501)
+
+
+def test_the_teacher_itself_is_not_trained(white_teacher: Path) -> None:
+    synthesis = prepare_synthesis(white_teacher)
+    assert not any(parameter.requires_grad for parameter in synthesis.teacher.parameters())
+    one_step(synthesis, torch.randn(2, 3, HEIGHT, WIDTH).requires_grad_(), lr=0.1)
+    assert all(parameter.grad is None for parameter in synthesis.teacher.parameters())
+
+
+def test_fewer_photographs_than_were_selected_are_the_first_of_them(image_folder: Path, teacher_file: Path) -> None:
+    selection = select_images(score_folder(image_folder, teacher_file), budget=5)
+    write_selection(selection, Path("selection.parquet"))
+    synthesis = prepare_synthesis(teacher_file, selection="selection.parquet", count=3, lr=0.0)
+    assert synthesis.photographs is not None
+    assert synthesis.photographs.rows == [int(row) for row in selection.table["row"].head(3)]
+    assert synthesis.run(lambda step: None).cost["begun_from"] == "scores.zarr"
+    assert len(list(Path("made").glob("*.png"))) == 3
+
+
+class Draws:
+    """A random generator that says what it is told to."""
+
+    def __init__(self, *, down: int, right: int, mirror: float) -> None:
+        self.shift, self.mirror = (down, right), mirror
+
+    def integers(self, low: int, high: int, count: int) -> tuple[int, ...]:
+        assert (low, high, count) == (-8, 9, 2)
+        return self.shift
+
+    def random(self) -> float:
+        return self.mirror
+
+
+@pytest.mark.parametrize(
+    ("draws", "mirrored"),
+    [
+        (Draws(down=0, right=0, mirror=0.0), True),
+        (Draws(down=-8, right=3, mirror=0.499), True),
+        (Draws(down=2, right=-7, mirror=0.5), False),
+        (Draws(down=8, right=8, mirror=0.99), False),
+    ],
+)
+def test_a_view_is_the_images_as_they_are_drawn(draws: Any, mirrored: bool, white_teacher: Path) -> None:
+    synthesis = prepare_synthesis(white_teacher)
+    seen = watch(synthesis)
+    images = torch.randn(2, 3, HEIGHT, WIDTH)
+    expected = np.roll(images.numpy(), draws.shift, axis=(2, 3))
+    moved = images.clone().requires_grad_()
+    synthesis._step(moved, torch.optim.Adam([moved], lr=0.1), draws)
+    np.testing.assert_array_equal(seen[0].numpy(), expected[..., ::-1] if mirrored else expected)
+
+
+def test_a_step_follows_its_own_gradient_alone(white_teacher: Path) -> None:
+    synthesis = prepare_synthesis(white_teacher)
+    images = (0.1 * torch.randn(2, 3, HEIGHT, WIDTH)).requires_grad_()
+    gradients = []
+    optimizer = torch.optim.Adam([images], lr=0.0)
+    for _ in range(2):
+        synthesis._step(images, optimizer, np.random.default_rng(0))
+        assert images.grad is not None
+        gradients.append(images.grad.clone())
+    assert gradients[0].abs().max() > 0
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-9)

@@ -1,6 +1,7 @@
 """ADS and its baselines: total orders, nested budgets, near-duplicates last."""
 
 import dataclasses
+import json
 import math
 import shutil
 from pathlib import Path
@@ -21,7 +22,8 @@ from pipeline.selection.strategies import ads_order
 from pipeline.selection.weights import distance_weights
 from pipeline.settings import ScoreSettings, SelectSettings
 from storage.errors import SelectionError, SettingsError, StoreError
-from storage.scores.store import ScoreStore, open_complete
+from storage.progress import Step
+from storage.scores.store import ScoreStore, open_complete, open_store
 from storage.selection import read_selection
 
 
@@ -301,3 +303,22 @@ def test_a_selection_is_of_every_setting_of_its_scores_and_not_of_where_things_l
         else:
             with pytest.raises(SelectionError, match="made from other scores"):
                 check_selection(copy, selection)
+
+
+def test_making_a_selection_reports_its_images(store: ScoreStore) -> None:
+    steps: list[Step] = []
+    select(SelectSettings(budget=10), steps.append)
+    assert steps == [Step(done=10, total=10)]
+
+
+def test_a_selection_is_of_its_scores_in_whatever_order_settings_are_kept_and_while_more_is_done(
+    store: ScoreStore,
+) -> None:
+    selection = select_images(store, budget=5)
+    held = json.loads((store.path / "zarr.json").read_text())
+    turned = dict(reversed(held["attributes"].items()))
+    assert list(turned) != list(held["attributes"])
+    (store.path / "zarr.json").write_text(json.dumps(held | {"attributes": turned}))
+    check_selection(open_complete(store.path), selection)
+    open_store(store.path, writable=True).set_complete(False)  # as a retry of unreadable images does
+    check_selection(open_store(store.path), selection)
