@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import faiss
 import numpy as np
@@ -258,10 +259,27 @@ def test_the_index_searches_eight_cells_and_measures_embeddings_as_they_are() ->
     np.testing.assert_allclose(similarity, (own[:50, None] * own[found]).sum(axis=2), rtol=0, atol=1e-6)
 
 
-def test_few_images_in_many_parts_are_nothing_to_warn_of(capfd: pytest.CaptureFixture[str]) -> None:
+def test_neither_few_images_in_many_parts_nor_many_cells_are_anything_to_warn_of(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     module._cluster(unit_vectors(5), np.arange(5), 4)
+    build_index(unit_vectors(300), np.arange(300))
     written = capfd.readouterr()
     assert (written.out, written.err) == ("", "")
+
+
+def test_the_memory_of_a_search_among_copies_is_bounded_by_1024_rows_at_a_time() -> None:
+    rows: list[int] = []
+
+    class Watched(np.ndarray[Any, np.dtype[np.float32]]):
+        def __matmul__(self, other: Any) -> NDArray[np.float32]:
+            rows.append(len(self))
+            return np.asarray(self) @ np.asarray(other)
+
+    vectors = np.tile(np.array([0.6, 0.8], np.float32), (2050, 1))
+    marked = module._duplicates_in_cell(vectors.view(Watched), 0.99)
+    assert (marked[0], marked[1:].all()) == (False, True)
+    assert rows == [1024, 1024, 1024, 2, 2]  # each block with those kept so far, and with itself
 
 
 def test_near_duplicates_are_searched_for_on_one_thread_and_faiss_has_its_threads_back(
