@@ -25,7 +25,8 @@ def draw(weights_N: NDArray[np.float64], count: int, rng: np.random.Generator) -
     weights = weights_N[order] if weights_N.any() else np.ones(len(order))
     edges = np.cumsum(weights)
     points = (rng.random() + np.arange(count)) * (edges[-1] / count)
-    places = np.searchsorted(edges, points, side="right").clip(max=len(order) - 1)
+    points = points.clip(max=np.nextafter(edges[-1], 0))  # the last may be rounded up to the end
+    places = np.searchsorted(edges, points, side="right")
     return [int(index) for index in rng.permutation(order[places])]
 
 

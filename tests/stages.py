@@ -17,6 +17,7 @@ from PIL import Image
 from torch import nn
 
 from distill.distillation import distill
+from distill.evaluation import Evaluation
 from distill.inheritance import Inheritance
 from distill.objective import Distillation, DistillBatch
 from distill.settings import DistillSettings, OptimisationSettings, TrainSettings
@@ -80,12 +81,18 @@ def run_distill(settings: DistillSettings) -> None:
 
 
 def run_training(
-    model: Segmenter, objective: Any, settings: OptimisationSettings, *, frozen: Sequence[nn.Module] = ()
-) -> None:
+    model: Segmenter,
+    objective: Any,
+    settings: OptimisationSettings,
+    *,
+    frozen: Sequence[nn.Module] = (),
+    progress: Progress = ignore,
+) -> Evaluation | None:
     """The training loop alone, on an objective of the test's own."""
     folder = RunFolder(Path(settings.out), "model.safetensors")  # type: ignore[attr-defined]
     folder.claim(settings, {})
-    Training(model=model, objective=objective, settings=settings, folder=folder, frozen=frozen).run(ignore)
+    training = Training(model=model, objective=objective, settings=settings, folder=folder, frozen=frozen)
+    return training.run(progress)
 
 
 def prepare_synthesis(teacher: Path, **changes: Any) -> Synthesis:

@@ -118,7 +118,7 @@ class Training(Generic[BatchT]):
                     field="batch_size",
                 ) from error
         loss = self.processes.joined(summed).mean()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         return loss.detach()
@@ -130,14 +130,11 @@ def ahead(
     """Yield (step, make(step)) for start <= step < end while threads make up to ``depth`` batches in advance."""
     with ThreadPoolExecutor(max_workers=depth, thread_name_prefix="batch") as pool:
         waiting: deque[tuple[int, Future[BatchT]]] = deque()
-        try:
-            for step in range(start, end):
-                waiting.append((step, pool.submit(make, step)))
-                if len(waiting) > depth:
-                    ready, future = waiting.popleft()
-                    yield ready, future.result()
-            while waiting:
+        for step in range(start, end):
+            waiting.append((step, pool.submit(make, step)))
+            if len(waiting) > depth:
                 ready, future = waiting.popleft()
                 yield ready, future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        while waiting:
+            ready, future = waiting.popleft()
+            yield ready, future.result()

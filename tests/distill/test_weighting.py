@@ -70,3 +70,34 @@ def test_no_image_comes_twice_unless_more_than_one_is_due() -> None:
     assert all(len(set(draw(weights, 8, rng))) == 8 for _ in range(200))
     assert set(draw(WEIGHTS, 8, rng)) <= {0, 1, 2}
     assert sorted(draw(np.zeros(4), 4, rng)) == [0, 1, 2, 3]
+
+
+class Unshuffled:
+    """A generator that leaves every order as it is and draws one number."""
+
+    def __init__(self, number: float) -> None:
+        self.number = number
+
+    def permutation(self, order: Any) -> Any:
+        return np.arange(order) if isinstance(order, int) else order
+
+    def random(self) -> float:
+        return self.number
+
+
+@pytest.mark.parametrize(
+    ("weights", "number", "expected"),
+    [
+        ([0.0, 1.0, 1.0], 0.0, [1, 2]),
+        ([0.0, 1.0, 0.0, 1.0, 0.0], 0.0, [1, 3]),
+        ([1.0, 1.0, 0.0], 1 - 2**-53, [0, 1]),
+        ([0.25, 0.25, 0.0], 1 - 2**-53, [0, 1]),
+        ([1.0, 0.0, 1.0, 0.0, 1.0], 1 - 2**-53, [0, 2, 4, 4]),
+    ],
+)
+def test_no_image_of_weight_0_is_drawn_though_the_number_lies_on_its_edge(
+    weights: list[float], number: float, expected: list[int]
+) -> None:
+    """Image i holds the numbers from the sum of the weights before it up to, but not at, that with its own."""
+    generator: Any = Unshuffled(number)
+    assert draw(np.array(weights), len(expected), generator) == expected

@@ -3,7 +3,9 @@
 import copy
 import dataclasses
 import inspect
+import json
 import math
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import torch
 from conftest import tiny_spec
 from stages import (
     Prepared,
+    Stopped,
     make_settings,
     make_train_settings,
     prepare_distill,
@@ -27,11 +30,16 @@ from stages import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distill.evaluation import Evaluation
+from distill.losses import WeightedSum
 from distill.objective import Distillation
 from distill.settings import OptimisationSettings
-from distill.training.processes import WeightedSum
+from distill.training.loop import ahead
+from distill.training.run_folder import RunFolder
 from pipeline.models.files import save_model
 from pipeline.models.segmenter import ModelSpec, Segmenter, build_model
+from storage.errors import SettingsError
+from storage.progress import Step
 from storage.scores.store import ScoreStore
 
 STEPS = 9
@@ -171,6 +179,144 @@ def test_what_is_random_in_a_step_is_of_the_seed_and_the_step() -> None:
         draws.append(objective.random)
     assert draws[0] == draws[1]
     assert len({*draws[0], *draws[2]}) == 2 * STEPS
+
+
+@pytest.mark.parametrize("seed", [0, 7, 10**12, 10**13, 10**15])
+def test_the_seed_of_a_step_stays_what_earlier_runs_had(seed: int) -> None:
+    """A run that was begun before is continued with the same numbers, and a large seed is none too large."""
+    objective = Regression()
+    run_training(network(), objective, settings(seed=seed, steps=3))
+    for step, drawn in enumerate(objective.random):
+        numbers = torch.Generator().manual_seed((step + seed * 1_000_000 + seed * 3) & (2**63 - 1))
+        assert drawn == float(torch.rand(1, generator=numbers))
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(1, [0.0]), (2, [0.0, 1.0]), (3, [0.0, 0.5, 1.0])])
+def test_the_first_step_is_at_progress_0_and_the_last_at_1(steps: int, expected: list[float]) -> None:
+    objective = Regression()
+    run_training(network(), objective, settings(steps=steps))
+    assert objective.progress == expected
+
+
+@dataclasses.dataclass
+class Judged(Regression):
+    """The same, judged: the n-th evaluation has the mIoU n / 10. It notes after which step it was asked."""
+
+    judged: list[int] = dataclasses.field(default_factory=list)
+
+    def evaluate(self, model: Segmenter) -> Evaluation:  # type: ignore[override]
+        self.judged.append(len(self.progress))
+        miou = len(self.judged) / 10
+        return Evaluation(miou=miou, pixel_accuracy=miou + 0.05, iou={"sky": miou}, images=3)
+
+
+def curve(name: str) -> dict[int, float]:
+    table = pd.read_csv(f"trained/curves/plots/metrics/{name}.tsv", sep="\t")
+    return dict(zip(table["step"].tolist(), table[name].tolist(), strict=True))
+
+
+def test_a_run_reports_every_step_with_its_latest_loss_and_figures() -> None:
+    reports: list[Step] = []
+    objective = Judged()
+    found = run_training(network(), objective, settings(steps=21, eval_every=8), progress=reports.append)
+    losses = curve("loss")
+    assert list(losses) == [10, 20, 21]
+    assert objective.judged == [8, 16, 21]
+    assert curve("miou") == pytest.approx({8: 0.1, 16: 0.2, 21: 0.3})
+    assert curve("pixel_accuracy") == pytest.approx({8: 0.15, 16: 0.25, 21: 0.35})
+    notes = [
+        *[""] * 8,
+        *["mIoU 0.100"] * 2,
+        *[f"loss {losses[10]:.3f}, mIoU 0.100"] * 6,
+        *[f"loss {losses[10]:.3f}, mIoU 0.200"] * 4,
+        f"loss {losses[20]:.3f}, mIoU 0.200",
+        f"loss {losses[21]:.3f}, mIoU 0.300",
+    ]
+    assert reports == [Step(done=done, total=21, note=note) for done, note in enumerate(notes)]
+    assert found == Evaluation(miou=0.3, pixel_accuracy=0.35, iou={"sky": 0.3}, images=3)
+    assert json.loads(Path("trained/metrics.json").read_text()) == {"steps": 21, "seed": 0, **found.to_json()}
+
+
+def test_without_figures_a_run_reports_its_loss_alone() -> None:
+    reports: list[Step] = []
+    assert run_training(network(), Regression(), settings(steps=2), progress=reports.append) is None
+    assert [report.note for report in reports] == ["", "", f"loss {curve('loss')[2]:.3f}"]
+    assert json.loads(Path("trained/metrics.json").read_text()) == {"steps": 2, "seed": 0}
+    assert not Path("trained/curves/plots/metrics/miou.tsv").exists()
+
+
+def test_a_finished_run_reports_its_end_and_its_figures_and_trains_no_more() -> None:
+    first = run_training(network(), Judged(), settings(steps=3, eval_every=3))
+    assert first is not None
+    reports: list[Step] = []
+    objective = Judged()
+    again = run_training(network(), objective, settings(steps=3, eval_every=3, resume=True), progress=reports.append)
+    assert again == first
+    assert reports == [Step(done=3, total=3)]
+    assert (objective.progress, objective.judged) == ([], [])
+
+
+def test_a_run_that_was_stopped_before_its_last_evaluation_only_evaluates() -> None:
+    class Interrupted(Judged):
+        def evaluate(self, model: Segmenter) -> Evaluation:
+            raise Stopped
+
+    told = settings(steps=3, eval_every=3, resume=True)
+    with pytest.raises(Stopped):
+        run_training(network(), Interrupted(), told)
+    reports: list[Step] = []
+    objective = Judged()
+    found = run_training(network(), objective, told, progress=reports.append)
+    assert found == Evaluation(miou=0.1, pixel_accuracy=pytest.approx(0.15), iou={"sky": 0.1}, images=3)
+    assert reports == [Step(done=3, total=3)]
+    assert (objective.progress, objective.judged) == ([], [0])
+
+
+def test_checkpoints_are_kept_at_their_interval_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[int] = []
+    monkeypatch.setattr(RunFolder, "save_checkpoint", lambda self, step, model, optimizer: kept.append(step))
+    run_training(network(), Regression(), settings(checkpoint_every=4))
+    assert kept == [4, 8, STEPS]
+
+
+class Unnormalisable(Regression):
+    """Its BatchNorm sees one value per channel."""
+
+    def loss(self, model: Segmenter, batch: tuple[Tensor, Tensor], progress: float) -> WeightedSum:
+        model.network.norm(torch.ones(1, 4, 1, 1).double())  # type: ignore[operator, union-attr]
+        raise AssertionError("BatchNorm takes one value per channel")
+
+
+def test_a_batch_that_is_too_small_for_batchnorm_is_an_error_of_the_batch_size() -> None:
+    with pytest.raises(SettingsError, match="batch_size 1 is too small.*give 2 or more") as caught:
+        run_training(network(), Unnormalisable(), settings())
+    assert caught.value.field == "batch_size"
+
+
+def test_any_other_error_of_an_objective_stays_what_it_is() -> None:
+    class Wrong(Regression):
+        def loss(self, model: Segmenter, batch: tuple[Tensor, Tensor], progress: float) -> WeightedSum:
+            raise ValueError("a value is wrong")
+
+    with pytest.raises(ValueError, match="^a value is wrong$"):
+        run_training(network(), Wrong(), settings())
+
+
+def test_two_batches_are_made_in_advance_in_threads_of_their_own() -> None:
+    made, begun = [], threading.Semaphore(0)
+
+    def make(step: int) -> str:
+        made.append((step, threading.current_thread().name.partition("_")[0]))
+        begun.release()
+        return f"batch {step}"
+
+    batches = ahead(make, 3, 9)
+    assert next(batches) == (3, "batch 3")
+    for _ in range(3):
+        assert begun.acquire(timeout=20)
+    assert not begun.acquire(timeout=0.05)  # a third is not begun before it is its turn
+    assert sorted(made) == [(step, "batch") for step in (3, 4, 5)]
+    assert list(batches) == [(step, f"batch {step}") for step in range(4, 9)]
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
