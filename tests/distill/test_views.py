@@ -1,6 +1,8 @@
 """Random views."""
 
 import dataclasses
+import math
+from typing import Any, cast
 
 import numpy as np
 import oracles
@@ -38,9 +40,50 @@ def test_image_and_label_are_cut_alike() -> None:
     assert ((cut > 100) == label).mean() > 0.95
 
 
-def test_the_whole_view_is_centred_and_of_the_right_shape() -> None:
-    view = whole_view((100, 60), SETTINGS)
-    assert view == View(box=(10.0, 0.0, 90.0, 60.0), flip=False, light=(1.0, 1.0, 1.0))
+@pytest.mark.parametrize(
+    ("size", "box"),
+    [((100, 60), (10.0, 0.0, 90.0, 60.0)), ((60, 100), (0.0, 27.5, 60.0, 72.5)), ((80, 60), (0.0, 0.0, 80.0, 60.0))],
+)
+def test_the_whole_view_is_centred_and_of_the_right_shape(
+    size: tuple[int, int], box: tuple[float, float, float, float]
+) -> None:
+    assert whole_view(size, SETTINGS) == View(box=box, flip=False, light=(1.0, 1.0, 1.0))
+
+
+@pytest.mark.parametrize("size", [(50, 80), (90, 30)])
+def test_a_view_is_made_of_the_numbers_of_its_generator_in_their_order(size: tuple[int, int]) -> None:
+    """Aspect, scale, left, top, brightness, contrast, saturation, flip: a run begun before goes on with its views."""
+    (width, height), flips = size, set()
+    for seed in range(20):
+        numbers = np.random.default_rng(seed).random(8)
+        aspect = 32 / 24 * math.exp(-0.1 + 0.2 * numbers[0])
+        scale = 0.5 + 0.5 * numbers[1]
+        across = scale * (width if width / height < aspect else height * aspect)
+        down = across / aspect
+        left, top = (width - across) * numbers[2], (height - down) * numbers[3]
+        view = draw_view(np.random.default_rng(seed), size, SETTINGS)
+        assert view.box == pytest.approx((left, top, left + across, top + down))
+        assert view.light == pytest.approx(tuple(1 - 0.3 + 0.6 * numbers[4:7]))
+        assert view.flip == (numbers[7] < 0.5)
+        flips.add(view.flip)
+    assert flips == {False, True}
+
+
+def test_exactly_half_of_the_numbers_mirror_a_view() -> None:
+    class Fixed:
+        """Draws one number as it is, and the middle of every range."""
+
+        def __init__(self, number: float) -> None:
+            self.number = number
+
+        def uniform(self, low: float, high: float, size: int | None = None) -> Any:
+            return np.full(size or (), (low + high) / 2)
+
+        def random(self) -> float:
+            return self.number
+
+    drawn = {number: draw_view(cast(Any, Fixed(number)), (50, 80), SETTINGS) for number in (0.0, 0.5 - 2**-53, 0.5)}
+    assert [view.flip for view in drawn.values()] == [True, True, False]
 
 
 def test_flipping_mirrors() -> None:
