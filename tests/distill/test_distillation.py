@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import NAMES, tiny_model, tiny_spec
+from PIL import Image
 from stages import Stopped, stop_at
 
 from distill.distillation import distill, find_selection
@@ -103,13 +104,37 @@ def test_the_selection_beside_the_store_is_used_and_never_silently_exchanged(sto
     found = find_selection(settings(budget=None), store)
     assert list(found.table["row"]) == list(written.table["row"])
     assert list(find_selection(settings(budget=4), store).table["row"]) == list(written.table["row"][:4])
-    with pytest.raises(SelectionError, match="holds 9 images and the budget asks for 20"):
-        find_selection(settings(budget=20), store)
+    assert list(find_selection(settings(budget=9), store).table["row"]) == list(written.table["row"])
+    for budget in (10, 20):
+        with pytest.raises(SelectionError, match=f"holds 9 images and the budget asks for {budget}.*--budget {budget}"):
+            find_selection(settings(budget=budget), store)
+
+
+def test_a_budget_of_a_share_is_one_of_the_images_that_were_scored(store: ScoreStore) -> None:
+    written = select(SelectSettings(strategy="random", budget=0.9, seed=5)).selection
+    assert len(written) == 21  # of 23
+    assert list(find_selection(settings(budget=0.5), store).table["row"]) == list(written.table["row"][:12])
 
 
 def test_without_any_selection_the_default_one_is_made(store: ScoreStore) -> None:
     found = find_selection(settings(budget=None), store)
     pd.testing.assert_frame_equal(found.table, make_selection(store, SelectSettings()).table)
+
+
+def test_without_any_selection_the_budget_is_that_of_the_default_one(store: ScoreStore) -> None:
+    found = find_selection(settings(budget=5), store)
+    pd.testing.assert_frame_equal(found.table, make_selection(store, SelectSettings(budget=5)).table)
+
+
+def test_labels_that_the_teacher_has_no_class_for_leave_no_run_behind(store: ScoreStore, labelled_folder: Path) -> None:
+    label = np.full((40, 56), 3, dtype=np.uint8)
+    Image.fromarray(label).save(labelled_folder / "labels" / "5.png")
+    with pytest.raises(DataError, match=r"5\.png has class 3, the model only 0 to 2"):
+        distill(settings(val=str(labelled_folder)))
+    (labelled_folder / "classes.txt").write_text("sky\nroad\ncar\ntree\n")
+    with pytest.raises(DataError, match="^the teacher has 3 classes, .*labelled has 4"):
+        distill(settings(val=str(labelled_folder)))
+    assert not Path("run").exists()
 
 
 def test_a_selection_of_other_scores_is_refused_by_name_and_passed_over_beside_the_store(

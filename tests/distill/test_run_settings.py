@@ -10,7 +10,7 @@ import oracles
 import pandas as pd
 import pytest
 import torch
-from conftest import HEIGHT, WIDTH, tiny_model, tiny_spec
+from conftest import HEIGHT, WIDTH, draw_image, tiny_model, tiny_spec
 from numpy.typing import NDArray
 from PIL import Image
 from stages import make_settings, make_train_settings, prepare_distill, prepare_train, run_distill, score_folder
@@ -123,6 +123,21 @@ def test_the_crops_of_a_run_are_as_small_as_its_smallest_scale(
     scales = [largest(size, view) for view in views]
     assert min_scale <= min(scales) < min_scale + 0.02
     assert 0.98 < max(scales) <= 1 + 1e-9
+
+
+@pytest.mark.parametrize(("size", "kept"), [((112, 80), (49, 35)), ((80, 112), (46, 65)), ((40, 30), (40, 30))])
+def test_photographs_are_kept_as_large_as_the_smallest_crop_needs_them(
+    size: tuple[int, int], kept: tuple[int, int], teacher_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crop of 0.7 of the largest side is then no smaller than what the networks see: 24 x 32 / 0.7 = 34.3 x 45.7."""
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for index in range(3):
+        draw_image(index, size[1], size[0]).save(folder / f"{index}.png")
+    score_folder(folder, teacher_file)
+    prepared = prepare_distill(make_settings(steps=1, batch_size=3, min_scale=0.7), monkeypatch)
+    images = prepared.objective.images
+    assert [images[place].size for place in range(3)] == [kept] * 3  # decoded for the batch
 
 
 def test_a_student_inherits_unless_it_is_told_not_to(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

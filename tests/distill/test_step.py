@@ -3,20 +3,23 @@
 import copy
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import oracles
 import pytest
 import torch
-from conftest import HEIGHT, WIDTH, tiny_model, tiny_spec
+from conftest import HEIGHT, WIDTH, draw_image, tiny_model, tiny_spec
 from numpy.typing import NDArray
 from PIL import Image
 from stages import batch_of, loss_of, make_distillation
 from torch import nn
 from torch.nn import functional as F
 
+from distill.evaluation import evaluate
 from distill.inheritance import inherit
+from distill.labelled import open_labelled
 from distill.objective import Distillation, DistillBatch
 from pipeline.models.segmenter import ModelSpec, Segmenter, build_model
 
@@ -198,6 +201,12 @@ def test_every_image_of_a_batch_has_the_weight_of_the_step(weighting: str, pacin
         np.testing.assert_allclose(batch.weights_N.numpy(), weights, rtol=1e-6)
 
 
+def test_a_run_of_two_steps_begins_with_the_distance_weights_and_ends_with_equal_ones() -> None:
+    distillation = make_distillation(images=coloured(), steps=2)
+    assert sorted(batch_of(distillation, 0).weights_N.tolist()) == pytest.approx(sorted(WEIGHTS))
+    assert batch_of(distillation, 1).weights_N.tolist() == [1] * 4
+
+
 def test_a_run_of_one_step_has_the_weights_of_the_start() -> None:
     distillation = make_distillation(images=coloured(), steps=1)
     assert sorted(batch_of(distillation, 0).weights_N.tolist()) == pytest.approx(sorted(WEIGHTS))
@@ -287,3 +296,51 @@ def test_twice_the_weight_is_as_good_as_the_image_twice() -> None:
     order = [0, 0, 1, 2]
     repeated = DistillBatch(batch.images_N3HW[order], tuple(batch.views[i] for i in order), torch.ones(4))
     torch.testing.assert_close(gradient(distillation, weighted), gradient(distillation, repeated), rtol=1e-4, atol=1e-7)
+
+
+def test_without_labels_a_student_is_judged_by_its_agreement_with_the_teacher_on_what_is_held_out() -> None:
+    images = [draw_image(index, HEIGHT, WIDTH) for index in range(6)]
+    distillation = make_distillation(images=images, training_places=(4,), weights=(1.0,), batch_size=2)
+    model = copy.deepcopy(distillation.teacher)
+    with torch.no_grad():
+        model.network.head.weight.add_(0.5 * torch.randn(3, 8, 1, 1, generator=torch.Generator().manual_seed(1)))  # type: ignore[union-attr, operator]
+    pixels = torch.from_numpy(np.stack([np.asarray(images[place]) for place in (0, 1, 2, 3, 5)]))
+    pixels = pixels.permute(0, 3, 1, 2).double() / 255
+    answers, labels = (logits_of(one, pixels).argmax(axis=1) for one in (model, distillation.teacher))
+    ious = [
+        ((answers == k) & (labels == k)).sum() / ((answers == k) | (labels == k)).sum()
+        for k in np.union1d(answers, labels)
+    ]
+    found = distillation.evaluate(model)
+    assert found is not None
+    assert found.images == 5
+    assert found.pixel_accuracy == pytest.approx((answers == labels).mean())
+    assert found.miou == pytest.approx(np.mean(ious))
+    assert 0.1 < found.miou < found.pixel_accuracy < 0.95
+
+
+def test_held_out_images_are_shown_whole_and_as_they_are() -> None:
+    distillation = make_distillation(batch_size=2)
+    seen: list[torch.Tensor] = []
+    distillation.teacher.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
+    distillation.evaluate(student_of())
+    spec = distillation.teacher.spec
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
+    shown = (torch.cat(seen) * std + mean).permute(0, 2, 3, 1).numpy() * 255
+    assert len(shown) == 2
+    width = 40 * WIDTH / HEIGHT  # of the 56 that an image of height 40 has
+    box = ((56 - width) / 2, 0, (56 + width) / 2, 40)
+    for pixels, place in zip(shown, (1, 4), strict=True):
+        expected = oracles.crop(np.asarray(distillation.images[place]), box, HEIGHT, WIDTH)
+        assert np.abs(pixels - expected).max() < 1.6  # two roundings, one for each axis
+
+
+def test_labels_are_what_a_student_is_judged_by_where_there_are_some(labelled_folder: Path) -> None:
+    data, model = open_labelled(labelled_folder), student_of()
+    found = dataclasses.replace(make_distillation(), val=data).evaluate(model)
+    assert found == evaluate(model, data)
+    assert found.images == 6
+
+
+def test_a_student_is_not_judged_where_nothing_is_held_out() -> None:
+    assert dataclasses.replace(make_distillation(), held_out=[]).evaluate(student_of()) is None

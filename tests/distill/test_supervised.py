@@ -1,6 +1,7 @@
 """A supervised step against numpy."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import pytest
 import torch
 from conftest import tiny_model
 from PIL import Image
-from stages import Stopped, batch_of, make_train_settings, prepare_train, stop_at
+from stages import batch_of, make_train_settings, prepare_train
 
+from distill.evaluation import evaluate
+from distill.labelled import open_labelled
 from distill.supervised import train
 from pipeline.models.segmenter import Segmenter
-from storage.errors import SettingsError
+from storage.errors import DataError, SettingsError
 
 VOID = 255
 
@@ -73,12 +76,53 @@ def test_images_and_labels_of_a_batch_are_cut_and_mirrored_alike(
     assert flips == {False, True}
 
 
-def test_an_interrupted_run_is_not_continued_on_other_images(labelled_folder: Path) -> None:
-    settings = make_train_settings(labelled_folder, steps=4)
-    with pytest.raises(Stopped):
-        train(settings, stop_at(2))
-    extra = Image.new("RGB", (56, 40))
-    extra.save(labelled_folder / "images" / "7.png")
-    extra.convert("L").save(labelled_folder / "labels" / "7.png")
-    with pytest.raises(SettingsError, match="data_fingerprint is .* there and .* now"):
-        train(dataclasses.replace(settings, resume=True))
+def test_a_model_is_judged_by_the_validation_folder_alone(
+    labelled_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = prepare_train(make_train_settings(labelled_folder), monkeypatch)
+    assert plain.objective.evaluate(plain.model) is None
+    shutil.copytree(labelled_folder, "judged")
+    for part in ("images", "labels"):
+        Path("judged", part, "3.png").unlink()
+    told = make_train_settings(labelled_folder, val="judged", overwrite=True)
+    prepared = prepare_train(told, monkeypatch)
+    found = prepared.objective.evaluate(prepared.model)
+    assert found == evaluate(prepared.model, open_labelled("judged"))
+    assert found.images == 5
+
+
+def test_the_names_that_are_given_count_and_not_those_of_the_folder(
+    labelled_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = prepare_train(make_train_settings(labelled_folder), monkeypatch).model.spec
+    assert (found.class_names, found.num_classes) == (("sky", "road", "car"), 3)
+    told = make_train_settings(labelled_folder, class_names=("a", "b", "c"), overwrite=True)
+    assert prepare_train(told, monkeypatch).model.spec.class_names == ("a", "b", "c")
+
+
+def test_classes_without_any_name_are_an_error(labelled_folder: Path) -> None:
+    (labelled_folder / "classes.txt").unlink()
+    with pytest.raises(DataError, match=r"no classes\.txt in .*labelled or above it"):
+        train(make_train_settings(labelled_folder))
+    assert not Path("taught").exists()
+
+
+@pytest.mark.parametrize("wrong", ["data", "val"])
+def test_a_label_without_a_class_is_found_before_the_first_step(wrong: str, labelled_folder: Path) -> None:
+    shutil.copytree(labelled_folder, "val")
+    folder = labelled_folder if wrong == "data" else Path("val")
+    Image.fromarray(np.full((40, 56), 3, dtype=np.uint8)).save(folder / "labels" / "5.png")
+    with pytest.raises(DataError, match=r"5\.png has class 3, the model only 0 to 2"):
+        train(make_train_settings(labelled_folder, val="val"))
+    (folder / "classes.txt").write_text("sky\nroad\ncar\ntree\n")
+    with pytest.raises(DataError, match="^the model has 3 classes, .* has 4"):
+        train(make_train_settings(labelled_folder, val="val", class_names=("sky", "road", "car")))
+    assert not Path("taught").exists()
+
+
+def test_a_model_that_is_there_is_not_lost_by_mistake(labelled_folder: Path) -> None:
+    train(make_train_settings(labelled_folder, steps=1))
+    before = Path("taught/model.safetensors").read_bytes()
+    with pytest.raises(SettingsError, match="already holds a run"):
+        train(make_train_settings(labelled_folder, steps=1, seed=1))
+    assert Path("taught/model.safetensors").read_bytes() == before
