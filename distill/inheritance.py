@@ -16,10 +16,10 @@ Shapes: N images, C channels, H x W positions.
 import dataclasses
 import logging
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -56,7 +56,9 @@ def inherit(student: Segmenter, teacher: Segmenter, *, copy: bool = True) -> Inh
     size = teacher.spec.image_size
     own_pass, their_pass = Pass.of(student, size), Pass.of(teacher, size)
     pairs = [
-        pair for pair in pairs if not isinstance(pair[0], BatchNorm) or _fed_alike(pair, pairs, own_pass, their_pass)
+        (own, theirs)
+        for own, theirs in pairs
+        if not isinstance(own, BatchNorm) or (own_pass.before(own), their_pass.before(theirs)) in pairs
     ]
     if copy:
         for own, theirs in pairs:
@@ -75,7 +77,7 @@ def inherit(student: Segmenter, teacher: Segmenter, *, copy: bool = True) -> Inh
         (own, theirs)
         for own, theirs in pairs
         if own not in fixed and isinstance(own, BatchNorm) and isinstance(theirs, BatchNorm)
-        if own_pass.saw_once(own) and their_pass.saw_once(theirs)
+        if own_pass.ran_once(own) and their_pass.ran_once(theirs)
         if own_pass.inputs[own].shape == their_pass.inputs[theirs].shape and _same_statistics(own, theirs)
     ]
     logger.info("%d of the student's modules begin as the teacher's, %d of them stay so", len(pairs), len(fixed))
@@ -125,8 +127,7 @@ def _counterpart(name: str, shifts: Mapping[str, int]) -> str:
 
 def _kinds(name: str, modules: Mapping[str, nn.Module]) -> list[type]:
     """Of a module and of all that it lies in, the network itself left out."""
-    parts = name.split(".")
-    return [type(modules[".".join(parts[:end])]) for end in range(1, len(parts) + 1)]
+    return [type(modules[path]) for path in accumulate(name.split("."), "{}.{}".format)]
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -139,10 +140,6 @@ def _copy(own: nn.Module, theirs: nn.Module) -> None:
     with torch.no_grad():
         for name, tensor in _tensors(own).items():
             tensor.copy_(source[name])
-
-
-def _fed_alike(pair: Pair, pairs: Sequence[Pair], own_pass: "Pass", their_pass: "Pass") -> bool:
-    return (own_pass.before(pair[0]), their_pass.before(pair[1])) in pairs
 
 
 def _same_statistics(own: BatchNorm, theirs: BatchNorm) -> bool:
@@ -182,9 +179,9 @@ class Pass:
             if isinstance(value, Tensor):
                 kept[module] = value
 
-    def saw_once(self, module: nn.Module) -> bool:
+    def ran_once(self, module: nn.Module) -> bool:
         """Whether the module ran, once."""
-        return Counter(self.order)[module] == 1 and module in self.inputs
+        return self.order.count(module) == 1
 
     def before(self, module: nn.Module) -> nn.Module | None:
         """What ran before it."""
@@ -194,8 +191,8 @@ class Pass:
     def agrees(self, own: nn.Module, other: "Pass", theirs: nn.Module) -> bool:
         """Whether a module here and its counterpart there saw and gave the same."""
         return (
-            self.saw_once(own)
-            and other.saw_once(theirs)
+            self.ran_once(own)
+            and other.ran_once(theirs)
             and _close(self.inputs.get(own), other.inputs.get(theirs))
             and _close(self.outputs.get(own), other.outputs.get(theirs))
         )

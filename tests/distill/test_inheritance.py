@@ -14,7 +14,7 @@ from stages import Stopped, prepare_distill, stop_at
 from torch import nn
 
 from distill.distillation import distill
-from distill.inheritance import Inheritance, feature_distance, inherit, recorded
+from distill.inheritance import Inheritance, Pass, feature_distance, inherit, recorded
 from distill.settings import DistillSettings
 from pipeline.models.files import load_model, save_model
 from pipeline.models.segmenter import ModelSpec, Segmenter, build_model
@@ -141,6 +141,151 @@ def test_the_teacher_over_again_is_refused(stacked_teacher: Segmenter) -> None:
         inherit(student(), stacked_teacher)
     with pytest.raises(ModelError, match="equals the teacher"):  # though it has stages that never run
         inherit(smp_model("PSPNet/resnet18", seed=2), smp_model("PSPNet/resnet18"))
+
+
+class Gate(nn.Module):
+    """A module with a tensor and parts of its own; its part ``side`` is not of its own forward pass."""
+
+    def __init__(self, kernel: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((1,), 1.5))
+        self.side = nn.Conv2d(3, 3, kernel, padding=kernel // 2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images * self.scale
+
+
+class Gated(nn.Module):
+    def __init__(self, kernel: int = 1, *, aside: bool = True) -> None:
+        super().__init__()
+        self.gate, self.aside = Gate(kernel), aside
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        gated: torch.Tensor = self.gate(images)
+        return gated + self.gate.side(images) if self.aside else gated
+
+
+def test_a_part_that_differs_goes_on_learning_though_the_module_around_it_is_fixed() -> None:
+    own = Segmenter(Gated(kernel=3), spec())
+    inheritance = inherit(own, Segmenter(Gated(kernel=1), spec()))
+    learning = {name for name, parameter in own.network.named_parameters() if parameter.requires_grad}
+    assert learning == {"gate.side.weight", "gate.side.bias"}
+    assert names_of(own, inheritance.frozen) == set()  # a module in eval mode would take its parts along
+
+
+def test_a_part_that_never_runs_is_nothing_to_learn() -> None:
+    with pytest.raises(ModelError, match="equals the teacher and has nothing to learn"):
+        inherit(Segmenter(Gated(kernel=3, aside=False), spec()), Segmenter(Gated(kernel=1, aside=False), spec()))
+
+
+class Repeated(nn.Module):
+    """Its last convolution and BatchNorm run ``times`` times."""
+
+    def __init__(self, times: int, stem: int = 3) -> None:
+        super().__init__()
+        self.times = times
+        self.stem = nn.Conv2d(3, 4, stem, padding=stem // 2)
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.head = nn.Conv2d(4, 3, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = self.stem(images)
+        for _ in range(self.times):
+            features = self.norm(self.conv(features))
+        logits: torch.Tensor = self.head(features)
+        return logits
+
+
+@pytest.mark.parametrize(("own_times", "their_times"), [(1, 1), (1, 2), (2, 1), (2, 2)])
+def test_features_are_compared_where_a_layer_runs_once_in_both(own_times: int, their_times: int) -> None:
+    own, teacher = (Segmenter(Repeated(times, stem), spec()) for times, stem in ((own_times, 1), (their_times, 3)))
+    inheritance = inherit(own, teacher)
+    assert same(own.network.conv, teacher.network.conv)
+    once = own_times == their_times == 1
+    assert inheritance.compared == (((own.network.norm, teacher.network.norm),) if once else ())
+
+
+def test_a_layer_that_runs_twice_is_not_fixed() -> None:
+    own, teacher = (Segmenter(Repeated(times=2), spec()) for _ in range(2))
+    inherit(own, teacher)
+    learning = {name.split(".")[0] for name, parameter in own.network.named_parameters() if parameter.requires_grad}
+    assert learning == {"conv", "norm"}
+
+
+class Strided(nn.Module):
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3, padding=1, stride=stride), nn.BatchNorm2d(4)
+        self.head = nn.Conv2d(4, 3, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.norm(self.conv(images)))
+        return logits
+
+
+def test_features_of_another_resolution_are_not_compared() -> None:
+    own, teacher = Segmenter(Strided(stride=2), spec()), Segmenter(Strided(stride=1), spec())
+    inheritance = inherit(own, teacher)
+    assert same(own.network, teacher.network)
+    assert inheritance.compared == ()
+
+
+@pytest.mark.parametrize("changed", ["running_mean", "running_var"])
+def test_features_are_not_compared_where_a_student_that_goes_on_has_statistics_of_its_own(
+    changed: str, stacked_teacher: Segmenter
+) -> None:
+    own = student(blocks=2)
+    inherit(own, stacked_teacher)
+    getattr(own.network.blocks[0][1], changed)[3] += 0.5  # type: ignore[index, union-attr]
+    compared = [mine for mine, _ in inherit(own, stacked_teacher, copy=False).compared]
+    assert names_of(own, compared) == {"blocks.1.1"}
+
+
+class Wrapped(nn.Sequential):
+    """As a plain sequence, but a kind of its own."""
+
+
+MODULES = {f"{part}.{index}" for part in ("stem", "blocks.0", "blocks.1", "blocks.2") for index in (0, 1)} | {"head"}
+
+
+@pytest.mark.parametrize("changed", ["stem", "blocks.1", "blocks.1.0"])
+def test_a_module_inherits_only_where_it_and_all_that_it_lies_in_are_of_the_same_kind(
+    changed: str, stacked_teacher: Segmenter
+) -> None:
+    own = student()
+    parent, _, name = changed.rpartition(".")
+    module = own.network.get_submodule(changed)
+    kind = Wrapped(*module) if isinstance(module, nn.Sequential) else nn.ConvTranspose2d(8, 8, 3, padding=1)
+    setattr(own.network.get_submodule(parent), name, kind)
+    inherit(own, stacked_teacher)
+    taken = {n for n in MODULES if same(own.network.get_submodule(n), stacked_teacher.network.get_submodule(n))}
+    around = changed.removesuffix(".0")  # BatchNorm comes with the convolution that feeds it
+    assert taken == {n for n in MODULES if not n.startswith(f"{around}.")}
+
+
+def test_a_model_stays_in_the_mode_that_it_had(stacked_teacher: Segmenter) -> None:
+    own = student(blocks=2).train()
+    inherit(own, stacked_teacher)
+    assert own.training
+    assert own.network.blocks[0][1].training  # type: ignore[index, union-attr]
+    assert not stacked_teacher.training
+
+
+def test_models_are_compared_on_one_image_of_noise_that_is_always_the_same(stacked_teacher: Segmenter) -> None:
+    """Both halves of an interrupted run must find the same modules fixed, whatever drew numbers before."""
+    seen: list[torch.Tensor] = []
+    stacked_teacher.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
+    torch.manual_seed(123)
+    Pass.of(stacked_teacher, (HEIGHT, WIDTH))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (stacked_teacher.spec.mean, stacked_teacher.spec.std))
+    noise = torch.rand(1, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(seen[0] * std + mean, noise)
+
+
+def test_what_ran_before_a_module_is_known_for_all_but_the_first() -> None:
+    first, second, third, idle = (nn.Identity() for _ in range(4))
+    found = Pass([first, second, third], {}, {})
+    assert [found.before(module) for module in (first, second, third, idle)] == [None, first, second, None]
 
 
 def names_of(model: Segmenter, modules: Sequence[nn.Module]) -> set[str]:
