@@ -1,1 +1,1 @@
-"""Ground floor: score store, manifest, selection, FAISS index, errors. Knows no torch."""
+"""Ground floor: score store, manifest, selection, FAISS index and errors. Nothing here imports torch."""

@@ -1,4 +1,4 @@
-"""In what two sets of settings differ, in words: ``lr is 0.1 there and 0.01 now``."""
+"""Describes how two sets of settings differ: ``lr is 0.1 there and 0.01 now``."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -8,7 +8,7 @@ LONGEST = 60
 
 
 def differences(held: Mapping[str, Any], wanted: Mapping[str, Any], names: Iterable[str]) -> list[str]:
-    """Say for each of the named settings in which the two differ what it is there and now, in their order."""
+    """Describe each named setting in which the two differ, in the order of ``names``."""
     return [
         _describe(name, held.get(name, MISSING), wanted.get(name, MISSING))
         for name in names

@@ -1,8 +1,8 @@
 """Errors that a user can act on. Each says what is wrong, where, and what to do next, in one line.
 
 Every class also subclasses the builtin that a Python programmer would catch, so library users need not know ours.
-Commands turn any :class:`DFSSError` into one line on stderr and its ``exit_code``; any other exception is a bug of
-ours.
+Commands turn any :class:`DFSSError` into one line on stderr and its ``exit_code``. Any other exception is a bug in
+DFSS.
 """
 
 
@@ -18,17 +18,17 @@ class SettingsError(DFSSError, ValueError):
     exit_code = 2
 
     def __init__(self, message: str, *, field: str | None = None) -> None:
-        """Say what is wrong; where the message speaks of a setting by its name, ``field`` is that name."""
+        """Make the error. ``field`` names the setting that the message is about, if there is one."""
         super().__init__(message)
         self.field = field
 
 
 class CorpusError(DFSSError, FileNotFoundError):
-    """A corpus, or an image that its manifest lists, is not there or cannot be listed."""
+    """A corpus, or an image of its manifest, does not exist or cannot be listed."""
 
 
 class ImageError(DFSSError, ValueError):
-    """The bytes of one image cannot be decoded. Recorded with the image's row; never stops a run."""
+    """The bytes of one image cannot be decoded. The error is recorded in the image's row and never stops a run."""
 
 
 class RejectedImageError(ImageError):

@@ -1,8 +1,8 @@
 """The diversity index: FAISS cells over the images' embeddings, serialised into the score store.
 
-Embeddings have unit length, so inner products are cosine similarities. Cells come from spherical k-means that splits
-the images, and then every part that is too large, into at most BRANCHES parts: for N images that costs N log N. The
-index is an inverted file with half-precision vectors.
+Embeddings have unit length, so inner products are cosine similarities. Cells come from hierarchical spherical k-means.
+It splits the images, and then every part that is too large, into at most BRANCHES parts, which costs O(N log N). The
+index is an inverted file with half-precision vectors. The scheme is ours.
 
 Shapes: M scored images of N, D embedding numbers, K cells.
 """
@@ -20,15 +20,15 @@ SEED = 20251213
 ITERATIONS = 10
 SAMPLE_PER_PART = 256
 BRANCHES = 32
-"""Parts that images are split into at once, at most."""
+"""Largest number of parts of one split."""
 MOST_LEVELS = 8
 ALIKE = 0.99
-"""Cosine similarity to their centroid from which embeddings count as those of copies, which stay together."""
+"""Embeddings at least this similar to their centroid (cosine) count as copies of one image, which stay together."""
 SMALL_CELL = 64
-"""Corpora whose cells would be smaller than this have larger ones."""
+"""Smallest mean size of a cell; a small corpus gets fewer cells."""
 BLOCK = 65536
 COMPARED_AT_ONCE = 512
-"""Images that a search for near-duplicates compares with one another, about."""
+"""Approximate number of images that a search for near-duplicates compares with one another."""
 CELLS_SEARCHED = 8
 
 Embedding = NDArray[np.float16] | NDArray[np.float32]
@@ -37,20 +37,20 @@ Embedding = NDArray[np.float16] | NDArray[np.float32]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DiversityIndex:
-    """What the store keeps under ``diversity/``."""
+    """The contents of the store's group ``diversity/``."""
 
     centroids: NDArray[np.float32]
     """[K, D], the mean direction of each cell."""
     cell: NDArray[np.int32]
     """[M], the cell of each image. About sqrt(M) images; more than twice as many only where most are copies."""
     serialised: NDArray[np.uint8]
-    """Bytes for ``faiss.deserialize_index``; its ids are store rows."""
+    """Bytes for ``faiss.deserialize_index``. The ids are rows of the store."""
 
 
 def build_index(embedding_MD: NDArray[np.float16], rows: NDArray[np.int64]) -> DiversityIndex:
     """Cluster M embeddings and index them under their store rows. The same input gives the same bytes.
 
-    No image at all gives an index without cells.
+    Without any image the index has no cells.
     """
     count, size = embedding_MD.shape
     if count == 0:
@@ -65,8 +65,9 @@ def build_index(embedding_MD: NDArray[np.float16], rows: NDArray[np.int64]) -> D
 
 
 def split(embedding_MD: Embedding, most: int) -> list[NDArray[np.int64]]:
-    """Places of M embeddings in parts of at most ``most`` that are like one another; a part that is mostly copies
-    of one image may be larger.
+    """Split M embeddings into parts of similar ones, at most ``most`` in each; returns their positions.
+
+    A part that holds mostly copies of one image may be larger.
     """
     parts = []
     undecided = [(np.arange(len(embedding_MD)), 0)]
@@ -88,7 +89,7 @@ def split(embedding_MD: Embedding, most: int) -> list[NDArray[np.int64]]:
 
 
 def _cluster(embedding_MD: Embedding, members: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Which of ``count`` clusters each member is in; single precision for a sample and a block at a time."""
+    """The cluster of each member, one of ``count``. Only a sample and one block at a time are in single precision."""
     sample = np.random.default_rng(SEED).permutation(len(members))[: SAMPLE_PER_PART * count]
     kmeans = faiss.Kmeans(
         embedding_MD.shape[1],
@@ -109,10 +110,10 @@ def _cluster(embedding_MD: Embedding, members: NDArray[np.int64], count: int) ->
 
 
 def _copies_together(centroids_KD: NDArray[np.float32], copies_K: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """The first cluster that each one belongs together with, [K].
+    """For each cluster the first one that it is merged with, [K].
 
-    Copies of one image draw several centroids that are all but equal, and ties between those tear the copies apart. So
-    clusters that are alike are joined, where most of their embeddings are all but equal to their centroid.
+    Copies of one image attract several nearly equal centroids, and ties between them would separate the copies. So
+    similar clusters are merged if most of their embeddings nearly equal their centroid.
     """
     joined = copies_K[:, None] & copies_K & (centroids_KD @ centroids_KD.T >= ALIKE)
     np.fill_diagonal(joined, True)
@@ -160,10 +161,11 @@ def _inverted_file(
 def near_duplicates(
     embedding_MD: NDArray[np.float16], cell: NDArray[np.int32], order: NDArray[np.int64], similarity: float
 ) -> NDArray[np.bool_]:
-    """Mark each image that is at least so similar to an unmarked one of its cell that comes earlier in ``order``, [M].
+    """Mark near-duplicates, [M]: images that are too similar to an earlier unmarked one of their cell.
 
-    A large cell is first split into parts that are like one another. Only unmarked images are compared against, so a
-    thousand copies of one image cost a thousand comparisons.
+    Earlier means earlier in ``order``; ``similarity`` is the cosine from which two images count as near-duplicates. A
+    large cell is first split into parts of similar images. Images are compared with unmarked ones only, so a thousand
+    copies of one image cost a thousand comparisons.
     """
     marked = np.empty(len(order), dtype=bool)
     by_cell = order[np.argsort(cell[order], kind="stable")]
@@ -178,7 +180,7 @@ def near_duplicates(
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Let FAISS use one thread: on thousands of small inputs its threads and numpy's wait for one another."""
+    """Let FAISS use one thread. On thousands of small inputs its threads and numpy's wait for one another."""
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     try:

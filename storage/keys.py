@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 def distinct_keys(names: list[str], source: Sequence[int] | NDArray[np.int32], sources: Sequence[str]) -> list[str]:
     """Return one unique key per image, its name where that is unique in the corpus.
 
-    A name that several sources hold becomes ``SOURCE/name``; a name repeated inside one source gets ``#2``, ``#3``, …
-    in the order of the rows. The result depends on nothing but the arguments.
+    A name that occurs in several sources becomes ``SOURCE/name``. A name repeated inside one source gets ``#2``,
+    ``#3``, … in the order of the rows. The result depends on the arguments alone.
 
     Args:
         names: N names, in the order of the rows.
@@ -27,7 +27,7 @@ def distinct_keys(names: list[str], source: Sequence[int] | NDArray[np.int32], s
     for name, index in zip(names, source, strict=True):
         if counts[name] > 1 and first_source.setdefault(name, int(index)) != int(index):
             shared.add(name)
-    # Names that occur once keep their key whatever the others become; so they are taken from the start.
+    # Names that occur once are reserved first, so that they keep their key whatever the others become.
     taken = {name for name, count in counts.items() if count == 1}
     keys = list(names)
     repeats: Counter[str] = Counter()
@@ -45,8 +45,8 @@ def distinct_keys(names: list[str], source: Sequence[int] | NDArray[np.int32], s
     return keys
 
 
-def all_differ(names: list[str]) -> bool:
-    # Their hashes first: a set of millions of names would be the peak of a whole run's memory.
+def _all_differ(names: list[str]) -> bool:
+    # Hashes are compared first: a set of millions of names would be the peak of a whole run's memory.
     hashes = np.fromiter(map(hash, names), dtype=np.int64, count=len(names))
     hashes.sort()
     return bool((np.diff(hashes) != 0).all()) or len(set(names)) == len(names)
@@ -70,7 +70,7 @@ def path_to_key(path: str) -> str:
 
 
 def key_to_path(key: str) -> str:
-    """Return the path that :func:`path_to_key` made ``key`` of."""
+    """Return the path from which :func:`path_to_key` made ``key``."""
     if "\\x" not in key:
         return key
     escaped = re.sub(rb"\\x([0-9a-f]{2})", lambda match: bytes([int(match[1], 16)]), key.encode())

@@ -3,8 +3,9 @@
 It is made once, when the corpus is listed, and stored with the scores. It is kept as plain arrays, because a corpus has
 millions of rows: apart from its key, a row costs 20 bytes.
 
-A key is unique in its corpus, is valid Unicode, and says where the image is: for a folder it is the path of the file
-relative to the root (:func:`key_to_path` gives it back), for tars the member's name, for Parquet a key column.
+A key is unique in its corpus and valid Unicode, and it says where the image is. In a folder it is the path of the file
+relative to the root (:func:`key_to_path` returns that path). In tars it is the member's name, in Parquet files the
+value of a key column.
 """
 
 import hashlib
@@ -45,7 +46,7 @@ class Manifest:
     """[N] bytes of the encoded image, -1 where unknown (Parquet)."""
 
     def __post_init__(self) -> None:
-        """Check what every reader of a manifest relies on."""
+        """Check the lengths of the columns and the uniqueness of the keys."""
         lengths = [len(self.keys), len(self.source), len(self.offset), len(self.size)]
         if len(set(lengths)) != 1:
             raise CorpusError(
@@ -61,7 +62,7 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over everything that fixes a row to its image; computed anew at each access."""
+        """SHA-256 (hex) of everything that ties a row to its image. Each access computes it anew."""
         digest = hashlib.sha256(b"dfss manifest 1\n")
         _hash_strings(digest, self.sources)
         _hash_strings(digest, self.keys)
@@ -72,7 +73,7 @@ class Manifest:
         return digest.hexdigest()
 
     def head(self, limit: int) -> "Manifest":
-        """Return the first ``limit`` rows, or all of them where there are fewer.
+        """Return the first ``limit`` rows, or all rows if there are fewer.
 
         Raises:
             SettingsError: when ``limit`` is below 1.
@@ -89,7 +90,7 @@ class Manifest:
 
 
 def _hash_strings(digest: "hashlib._Hash", strings: Sequence[str]) -> None:
-    # The lengths go in too: without them ("ab", "c") and ("a", "bc") would be the same.
+    # The lengths are hashed too: without them ("ab", "c") and ("a", "bc") would be equal.
     digest.update(len(strings).to_bytes(8, "little"))
     for start in range(0, len(strings), _HASHED_AT_ONCE):
         part = strings[start : start + _HASHED_AT_ONCE]

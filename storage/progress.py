@@ -1,4 +1,4 @@
-"""How far a long task is: what stages report and commands show."""
+"""Progress of a long task, which stages report and commands show."""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,17 +6,17 @@ from collections.abc import Callable
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
-    """One report of a long task; the first comes before any work."""
+    """One report of a long task. The first one comes before any work."""
 
     done: int
-    """Units finished, those of earlier runs among them."""
+    """Units finished, including those of earlier runs."""
     total: int
     note: str = ""
-    """A few words to show beside the bar."""
+    """A few words that are shown beside the bar."""
 
 
 Progress = Callable[[Step], None]
-"""What a stage calls with each report. An exception that it raises ends the stage, as an interruption would."""
+"""A stage calls it with each report. An exception that it raises ends the stage like an interruption."""
 
 
 def ignore(step: Step) -> None:

@@ -1,4 +1,4 @@
-"""The selection file: which rows of a score store to distil on, best first, as a Parquet table (docs/artifacts.md)."""
+"""The selection file: a Parquet table of the images to distil on, best first (docs/artifacts.md)."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ METADATA_KEY = b"dfss"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Selection:
-    """The table, and what it was made from."""
+    """A table of selected images, and the settings that it was made with."""
 
     table: pd.DataFrame
     """Columns row, key, rank, distance, weight, cell; sorted by rank."""
@@ -31,7 +31,7 @@ class Selection:
 
 
 def write_selection(selection: Selection, path: Path) -> None:
-    """Write a selection, whole or not at all."""
+    """Write a selection atomically."""
     table = pa.Table.from_pandas(selection.table, preserve_index=False)
     about = json.dumps(selection.about, sort_keys=True).encode()
     with publish(path) as partial:
@@ -39,14 +39,18 @@ def write_selection(selection: Selection, path: Path) -> None:
 
 
 def read_selection(path: Path) -> Selection:
-    """Read a selection. Raises SelectionError where the file is missing or is something else."""
+    """Read a selection.
+
+    Raises:
+        SelectionError: the file does not exist or is not a selection.
+    """
     if not path.is_file():
-        raise SelectionError(f"no selection {path}; make it with dfss-select --out {path}")
+        raise SelectionError(f"selection {path} does not exist; make it with dfss-select --out {path}")
     try:
         table = pq.read_table(path)
         about = json.loads((table.schema.metadata or {})[METADATA_KEY])
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise SelectionError(f"{path} is not a selection of dfss-select ({error}); make it anew") from error
+        raise SelectionError(f"{path} is not a selection of dfss-select ({error}); make it again") from error
     if missing := [name for name in COLUMNS if name not in table.column_names]:
-        raise SelectionError(f"{path} has no column {missing[0]!r}; make it anew with dfss-select")
+        raise SelectionError(f"{path} has no column {missing[0]!r}; make it again with dfss-select")
     return Selection(table.to_pandas().sort_values("rank", kind="stable", ignore_index=True), about)

@@ -1,8 +1,7 @@
-"""Turns a settings dataclass into a command, and several commands into one. For the ``cli`` modules only.
+"""Turns a settings dataclass into a command, and several commands into one. Only the ``cli`` modules import it.
 
-From each field come the option ``--name``, its help and its check; a value for it in the command's section of
-``params.yaml`` in the current folder stands in for the default. The command line wins over params.yaml, params.yaml
-over the default.
+Each field gives an option ``--name`` with its help and its check. A value in the command's section of ``params.yaml``
+in the current folder replaces the default. The command line takes precedence over params.yaml.
 """
 
 import dataclasses
@@ -41,12 +40,16 @@ class Command(Generic[SettingsT]):
     flags: Mapping[str, tuple[Callable[[], None], str]] = dataclasses.field(default_factory=dict)
     """Options that do one thing and end, like ``--list-corpora``: name -> (action, help)."""
     methods: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-    """``--method NAME`` stands for these values of settings; other options on the same command line win over them."""
+    """``--method NAME`` stands for these values of settings; other options on the same command line override them."""
     interrupted: str = "what was finished is kept"
-    """What the user is told after Ctrl-C."""
+    """The message after Ctrl-C."""
 
     def __call__(self, argv: list[str] | None = None, *, name: str | None = None) -> None:
-        """Run with ``argv`` (default: the process's own). Raises SystemExit with the exit code."""
+        """Run with ``argv`` (default: the process's own).
+
+        Raises:
+            SystemExit: always, with the exit code.
+        """
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
         with OneLine(name or self.name):
             given = self._given()
@@ -76,7 +79,7 @@ class Command(Generic[SettingsT]):
         return callback
 
     def _given(self) -> dict[str, Any]:
-        """Values of params.yaml, as a command line would spell them."""
+        """The values in params.yaml, spelled as on a command line."""
         values = read_section(PARAMS_FILE, self.section)
         fields = {field.name: field for field in fields_of(self.settings)}
         known = {*fields, "method"} if self.methods else set(fields)
@@ -95,7 +98,7 @@ class Interrupted(DFSSError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class OneLine:
-    """Ends a command with one line on stderr and an exit code, whatever was wrong with its input."""
+    """Ends a command with one line on stderr and an exit code when its input is wrong."""
 
     name: str
 
@@ -107,12 +110,12 @@ class OneLine:
             self._fail(_with_flag(str(error), error.field), error.exit_code)
         if isinstance(error, DFSSError):
             self._fail(str(error), error.exit_code)
-        if isinstance(error, OSError):  # a full disk, a read-only folder: the machine's trouble, not a bug
+        if isinstance(error, OSError):  # a full disk or a read-only folder is no bug of ours
             self._fail(str(error), 1)
-        if wrong_words := getattr(error, "format_message", None):  # what typer has to say of the command line
+        if wrong_words := getattr(error, "format_message", None):  # typer's message about the command line
             self._fail(f"{wrong_words().rstrip('.')}; see {self.name} --help", 2)
         if type(error).__name__ == "OutOfMemoryError":  # torch's, which this module must not import
-            self._fail("the device is out of memory; give a smaller --batch-size", 1)
+            self._fail("the device ran out of memory; give a smaller --batch-size", 1)
         if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
             self._fail("interrupted", 130)
 
@@ -126,7 +129,7 @@ def _with_flag(message: str, field: str) -> str:
 
 
 class Grouped(TyperCommand):
-    """A command whose help shows its options panel by panel, whole at any width of the terminal."""
+    """A command whose help shows its options panel by panel and never cuts them off."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write a section for each panel."""
@@ -143,12 +146,12 @@ class Grouped(TyperCommand):
 
 
 def say(text: str) -> None:
-    """Print a line to stdout as it is: no wrapping, no markup."""
+    """Print a line to stdout without wrapping and without markup."""
     Console().print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def _place(field: Field) -> tuple[int, bool]:
-    """Panels in their order, and in each what is required first."""
+    """A sort key: the panels in their order, and required options first in each."""
     return PANELS.index(field.panel), not field.required
 
 
@@ -215,7 +218,8 @@ def _method(methods: Mapping[str, Mapping[str, Any]], given: Mapping[str, Any]) 
 def run_one_of(commands: Mapping[str, str], *, name: str, version: str, argv: list[str] | None = None) -> None:
     """Run the subcommand that the first word names. ``commands`` maps words to ``module:command``.
 
-    Raises SystemExit with the exit code.
+    Raises:
+        SystemExit: always, with the exit code.
     """
     words = sys.argv[1:] if argv is None else argv
     first = words[0] if words else "--help"
@@ -226,7 +230,7 @@ def run_one_of(commands: Mapping[str, str], *, name: str, version: str, argv: li
         say(f"Usage: {name} COMMAND [OPTIONS]\n")
         for word, place in commands.items():
             say(f"  {word:<12}{_found(place).help.partition('. ')[0].rstrip('.')}")
-        say(f"\n{name} COMMAND --help explains the options of a command; {name} --version tells the version.")
+        say(f"\n{name} COMMAND --help explains the options of a command; {name} --version prints the version.")
         raise SystemExit(0)
     with OneLine(name):
         try:

@@ -1,8 +1,8 @@
 """How a settings dataclass declares its fields, and how it checks itself.
 
-A settings class is a frozen, keyword-only dataclass whose annotations are ``Annotated[type, "help", ...]`` with the
-parts of :mod:`storage.commandline.values`. It inherits :class:`Checked`, so that it is checked when it is made, from
-Python as from a command line.
+A settings class is a frozen, keyword-only dataclass. Its annotations are ``Annotated[type, "help", ...]`` with parts of
+:mod:`storage.commandline.values`. It inherits :class:`Checked`, which checks it when it is made, from Python and from
+the command line alike.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ class Field:
     kind: Any
     """int, float, bool, str, a Literal, or the type that ``form`` gives."""
     optional: bool
-    """Whether None is a value."""
+    """Whether the setting may be None."""
     default: Any
     """``dataclasses.MISSING`` where the setting is required."""
     form: Form | None
@@ -38,14 +38,14 @@ class Field:
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """What it may be, where it is a choice."""
+        """The allowed values of a choice; empty for any other setting."""
         return get_args(self.kind) if get_origin(self.kind) is Literal else ()
 
     def accept(self, value: Any) -> Any:
-        """Turn a value from Python or YAML into the setting's own type.
+        """Convert a value from Python or YAML to the setting's own type.
 
         Raises:
-            SettingsError: it is of another type, not one of the choices, not finite, or breaks a rule.
+            SettingsError: the value is of another type, not one of the choices, not finite, or breaks a rule.
         """
         if value is None and self.optional:
             return None
@@ -66,7 +66,11 @@ class Field:
         return value
 
     def parse(self, text: Any) -> Any:
-        """Turn a command line's text into the setting's own type. Raises SettingsError where it is malformed."""
+        """Convert a command line's text to the setting's own type.
+
+        Raises:
+            SettingsError: the text is malformed.
+        """
         if self.form is None or text is None:
             return text
         try:
@@ -78,10 +82,14 @@ class Field:
 
 
 class Checked:
-    """What all settings inherit: a check of every field by its annotation."""
+    """The base of all settings. It checks every field by its annotation."""
 
     def __post_init__(self) -> None:
-        """Bring each value to its type. Raises SettingsError for the first that cannot be used."""
+        """Convert each value to its type.
+
+        Raises:
+            SettingsError: a value cannot be used; the error names the first.
+        """
         for field in fields_of(type(self)):
             object.__setattr__(self, field.name, field.accept(getattr(self, field.name)))
 

@@ -1,4 +1,4 @@
-"""Values of settings from params.yaml in the current folder."""
+"""Reads the values of settings from params.yaml in the current folder."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -14,10 +14,10 @@ TOP_SECTION = "dfss"
 
 
 def read_section(path: Path, section: str) -> dict[str, Any]:
-    """Read ``dfss.SECTION`` of a YAML file; {} where the file or the section is absent.
+    """Read ``dfss.SECTION`` of a YAML file; {} where the file or the section does not exist.
 
     Raises:
-        SettingsError: the file is no YAML, or the section no mapping.
+        SettingsError: the file is not valid YAML, or the section is not a mapping.
     """
     if not path.is_file():
         return {}
@@ -37,6 +37,6 @@ def refuse_unknown(values: Mapping[str, Any], known: Collection[str], *, section
     """Raise SettingsError where a section names a setting that its command does not have."""
     if unknown := sorted(set(values) - set(known)):
         raise SettingsError(
-            f"{PARAMS_FILE}: {TOP_SECTION}.{section}.{unknown[0]} is no setting of {command}; "
-            f"it knows {', '.join(sorted(known))}"
+            f"{PARAMS_FILE}: {TOP_SECTION}.{section}.{unknown[0]} is not a setting of {command}; "
+            f"use one of {', '.join(sorted(known))}"
         )

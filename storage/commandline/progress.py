@@ -1,4 +1,4 @@
-"""Progress on the terminal: a bar, or plain lines where there is no terminal."""
+"""Shows progress: a bar on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -14,7 +14,7 @@ from storage.progress import Progress, Step
 
 @contextmanager
 def shown(title: str, unit: str, *, every: float = 10.0) -> Iterator[Progress]:
-    """Show the progress of what the block does: a bar, or a line every so many seconds where there is no terminal."""
+    """Show the progress of the block: a bar on a terminal, elsewhere a line every ``every`` seconds."""
     console = Console(stderr=True)
     with _bar(console, title, unit) if console.is_terminal else _lines(title, unit, every) as progress:
         yield progress
@@ -58,13 +58,13 @@ def _lines(title: str, unit: str, every: float) -> Iterator[Progress]:
 
 
 class _Meter:
-    """Rate of what this process did: what an earlier run had done already does not count."""
+    """The rate of this process's own work. Units that an earlier run finished do not count."""
 
     def __init__(self) -> None:
         self.start: tuple[float, int] | None = None
 
     def rate(self, step: Step) -> float:
-        """Units a second since the first report; 0 where there is nothing to tell yet."""
+        """Units per second since the first report; 0 as long as the rate is unknown."""
         now = time.monotonic()
         if self.start is None:
             self.start = (now, step.done)

@@ -1,10 +1,10 @@
-"""Values of settings: how each is written on a command line and in params.yaml, what it may be, and how it is checked.
+"""Types of settings: how a value is written on the command line and in params.yaml, and how it is checked.
 
-A setting's annotation carries all of it, so that it is declared once::
+A setting is declared once, by its annotation::
 
     steps: Annotated[Count, "Optimiser steps", OPTIMISATION] = 2000
 
-Light: no typer, no torch. Settings modules import it, and ``--help`` answers at once.
+This module imports neither typer nor torch, so that ``--help`` answers at once.
 """
 
 import dataclasses
@@ -22,31 +22,31 @@ from storage.errors import SettingsError
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rule:
-    """What a value has to fulfil."""
+    """A condition that a value must meet."""
 
     holds: Callable[[Any], bool]
     demand: str
-    """What the user is asked for where it does not hold: ``give at least 1``."""
+    """The remedy in the error message: ``give 1 or more``."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Form:
-    """How a value that is more than a word or a number is written."""
+    """The written form of a value that is more than a word or a number."""
 
     metavar: str
     parse: Callable[[str], Any]
-    """From a command line. Raises ValueError that says what was expected."""
+    """Converts the text of a command line. Raises ValueError, which says what was expected."""
     accept: Callable[[Any], Any]
-    """From Python or YAML, to the type that the setting has. Raises ValueError or TypeError."""
+    """Converts a value from Python or YAML to the type of the setting. Raises ValueError or TypeError."""
     spell: Callable[[Any], Any]
-    """The inverse of ``parse``, for help and params.yaml."""
+    """The inverse of ``parse``, used for help and params.yaml."""
     several: bool = False
     """Whether the option may be given several times; its text is then a list of texts."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Panel:
-    """The group of a command's help that an option stands in."""
+    """A group of options in a command's help."""
 
     title: str
 
@@ -57,30 +57,30 @@ METHOD = Panel("Method")
 OPTIMISATION = Panel("Optimisation")
 RUN = Panel("Run")
 PANELS = (DATA, MODEL, METHOD, OPTIMISATION, RUN)
-"""In the order of the help."""
+"""All panels, in the order of the help."""
 
 
 def at_least(least: float) -> Rule:
-    """No smaller than ``least``."""
+    """A rule: the value is no smaller than ``least``."""
     return Rule(lambda value: bool(value >= least), f"give {least} or more")
 
 
 def above(limit: float) -> Rule:
-    """Larger than ``limit``."""
+    """A rule: the value is larger than ``limit``."""
     return Rule(lambda value: bool(value > limit), f"give a number above {limit}")
 
 
 def below(limit: float) -> Rule:
-    """Smaller than ``limit``."""
+    """A rule: the value is smaller than ``limit``."""
     return Rule(lambda value: bool(value < limit), f"give a number below {limit}")
 
 
 def at_most(most: float) -> Rule:
-    """No larger than ``most``."""
+    """A rule: the value is no larger than ``most``."""
     return Rule(lambda value: bool(value <= most), f"give {most} or less")
 
 
-# Numbers in text that are a pair of them: 360x480, 360,480 or 360 480; 512 is 512x512.
+# A pair of numbers is written 360x480, 360,480 or 360 480; 512 means 512x512.
 _SIZE = re.compile(r"\s*(\d+)(?:\s*[x, ]\s*(\d+))?\s*")
 
 
@@ -163,7 +163,7 @@ def _parse_files(texts: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for text in texts:
         name, separator, path = text.partition("=")
-        # A file whose own name has a "=" is meant as it stands.
+        # An existing file whose own name contains "=" is taken literally.
         name, path = (text, text) if not separator or os.path.exists(text) else (name, path)  # noqa: PTH110
         if name in found:
             raise ValueError(f"names {name!r} twice")
@@ -199,12 +199,12 @@ Triple = Annotated[
 Arguments = Annotated[Mapping[str, Any], Form("JSON", _parse_arguments, _accept_arguments, json.dumps)]
 """Keyword arguments of a builder."""
 Budget = Annotated[int | float, Form("COUNT|FRACTION", _parse_budget, _accept_budget, str)]
-"""How many images: an int is a count, a float a fraction of the scored ones."""
+"""A number of images: an int is a count, a float is a fraction of the scored images."""
 NamedFiles = Annotated[
     Mapping[str, str],
     Form("[NAME=]FILE", _parse_files, _accept_files, _spell_files, several=True),
 ]
-"""Files by name; one that was given no name is its own."""
+"""Files by name; a file without a name is named by its path."""
 
 
 def _whole(value: Any) -> int:
@@ -235,11 +235,15 @@ def _text(value: Any) -> str:
 
 
 PLAIN: Mapping[Any, Callable[[Any], Any]] = {int: _whole, float: _finite, bool: _truth, str: _text}
-"""Types that need no form, and how a value of each is accepted."""
+"""Types that need no form, with the function that accepts a value of each."""
 
 
 def one_of(value: Any, choices: Sequence[str]) -> Any:
-    """The value, if it is one of the choices. Raises ValueError that names them, the likeliest first."""
+    """Return the value if it is one of the choices.
+
+    Raises:
+        ValueError: it is not; the message lists the choices and suggests the most similar one.
+    """
     if value in choices:
         return value
     guess = difflib.get_close_matches(str(value), choices, n=1)

@@ -1,1 +1,1 @@
-"""Where bytes lie and how they get there: local folders, fsspec URLs, and publishing whole or not at all."""
+"""File access: local folders, fsspec URLs, and atomic publishing."""

@@ -1,4 +1,4 @@
-"""Files below a local folder, without fsspec: ranges are read by ``os.pread`` on cached descriptors, without a lock."""
+"""Files below a local folder, without fsspec. Ranges are read by ``os.pread`` on cached descriptors, without a lock."""
 
 import logging
 import os
@@ -31,7 +31,7 @@ class LocalFiles:
 
     def __init__(self, root: str) -> None:
         self._root = str(Path(root).expanduser()) if root else "."
-        # Two threads may miss at once and open a file twice: harmless, the loser's descriptor closes itself.
+        # Two threads may miss at once and open a file twice. That does no harm: the descriptor that is dropped closes.
         self._descriptor = lru_cache(maxsize=MAX_OPEN_FILES)(_Descriptor)
 
     def _path(self, path: str) -> str:
@@ -60,7 +60,7 @@ class LocalFiles:
                 elif entry.is_file():
                     found.append(Entry(entry.name, False, entry.stat().st_size))
         if broken:
-            logger.warning("%s: %d links whose target is missing are left out", self._path(folder), broken)
+            logger.warning("%s: left out %d links whose target does not exist", self._path(folder), broken)
         return found
 
     def open(self, path: str) -> BinaryIO:

@@ -1,7 +1,7 @@
 """Where files lie: below a local folder or behind an fsspec URL.
 
-:class:`Files` is what every place offers, so that listing and reading a corpus are written once. :func:`open_files` is
-where a new kind of place is added; it then has to pass the contract of tests/storage_files_contract.py.
+:class:`Files` is the interface of every place, so that listing and reading a corpus are written once. Add a new kind of
+place to :func:`open_files`; it must pass the contract of tests/storage_files_contract.py.
 """
 
 from typing import BinaryIO, NamedTuple, Protocol
@@ -18,7 +18,7 @@ class Entry(NamedTuple):
 class Files(Protocol):
     """Files below a root, addressed by posix paths relative to it; ``""`` is the root itself.
 
-    Where a file is not there, the methods raise FileNotFoundError. Other errors are those of the place.
+    The methods raise FileNotFoundError where a file does not exist. Other errors are those of the place.
     """
 
     def is_file(self, path: str) -> bool:
@@ -46,7 +46,7 @@ class Files(Protocol):
         ...
 
     def close(self) -> None:
-        """Release what is kept open or in memory; a later call opens it again."""
+        """Release open files and memory; a later call opens them again."""
         ...
 
 
@@ -68,12 +68,12 @@ def open_files(root: str) -> Files:
 
 
 def is_hidden(name: str) -> bool:
-    """Tell whether a file or folder name is one that no user put there as an image (``._x.jpg``, ``__MACOSX``)."""
+    """Tell whether a file or folder name belongs to the system and not to the corpus (``._x.jpg``, ``__MACOSX``)."""
     return name == "__MACOSX" or (name.startswith(".") and name not in (".", ".."))
 
 
 def is_url(path: str) -> bool:
-    """Tell whether a path is for fsspec."""
+    """Tell whether a path is a URL, which fsspec opens."""
     return "://" in path or "::" in path
 
 

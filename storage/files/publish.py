@@ -1,4 +1,4 @@
-"""Publishing whole files and folders: a reader sees the old one or the new one, never half of either."""
+"""Atomic publishing of files and folders: a reader sees the old one or the new one, never half of either."""
 
 import json
 import os
@@ -15,21 +15,21 @@ from storage.errors import SettingsError
 def publish(path: Path) -> Iterator[Path]:
     """Yield a sibling path to write to; on success it becomes ``path``, on failure it is removed.
 
-    Works for one file or one folder, whichever the body creates. The siblings' names are fixed, so that what a killed
-    process left behind is cleared away by the next one.
+    The body may create one file or one folder. The siblings' names are fixed, so that the next process removes what a
+    killed one left behind.
 
     Raises:
         SettingsError: ``path`` is a folder such as ``.`` that cannot be replaced.
     """
     if not path.name:
-        raise SettingsError(f"{path} is a folder; give the name of what is to be written")
+        raise SettingsError(f"{path} is a folder that cannot be replaced; give the name of a file or folder to write")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial, old = path.with_name(f"{path.name}.partial"), path.with_name(f"{path.name}.old.partial")
     remove(partial)
     try:
         yield partial
         if partial.is_dir() and path.exists():
-            # A folder cannot be renamed onto a full one, and one that is half deleted must never be taken for a whole.
+            # A folder cannot be renamed onto one that is not empty, and a half-deleted one must never look complete.
             remove(old)
             os.replace(path, old)  # noqa: PTH105  (the name says that it replaces)
         os.replace(partial, path)  # noqa: PTH105
@@ -39,7 +39,7 @@ def publish(path: Path) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder with all it holds; nothing happens where it is absent."""
+    """Remove a file, or a folder with its contents; do nothing if it does not exist."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -47,6 +47,6 @@ def remove(path: Path) -> None:
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Publish JSON; the same values give the same bytes."""
+    """Publish values as JSON; the same values give the same bytes."""
     with publish(path) as partial:
         partial.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")

@@ -8,14 +8,14 @@ from storage.errors import CorpusError
 from storage.files.places import Entry
 
 READAHEAD = 8 * 2**20
-"""Bytes fetched at once from a remote file that is being read in order."""
+"""Bytes per request when a remote file is read in order."""
 
 _NEAR = 2**20  # a read that starts at most this far behind the previous one continues it
-_WINDOWS = 8  # remote files whose last fetch is kept
+_WINDOWS = 8  # number of remote files whose last fetch is kept
 
 
 class _Window:
-    """The part of a remote file that was fetched last; ``data`` is empty while or unless it is kept."""
+    """The part of a remote file that was fetched last; ``data`` is empty if nothing is kept."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -23,7 +23,10 @@ class _Window:
 
 
 class RemoteFiles:
-    """:class:`~storage.files.places.Files` below a URL. Each process needs its own: connections survive no fork."""
+    """:class:`~storage.files.places.Files` below a URL.
+
+    Connections do not survive a fork, so each process needs its own object.
+    """
 
     def __init__(self, root: str) -> None:
         self._fs, path = _filesystem(root)
@@ -54,7 +57,7 @@ class RemoteFiles:
         found = []
         for info in self._fs.ls(here, detail=True):
             name = info["name"].rstrip("/").rpartition("/")[2]
-            # Object stores list the folder itself where somebody made an empty object of its name.
+            # An object store lists the folder itself if there is an empty object of that name.
             if info["name"].strip("/") != here.strip("/"):
                 is_folder = info["type"] == "directory"
                 found.append(Entry(name, is_folder, -1 if is_folder or info["size"] is None else int(info["size"])))
@@ -82,13 +85,13 @@ class RemoteFiles:
                     window.data = self._fetch(path, offset, max(size, READAHEAD))
                     window.start, window.end = offset, offset + len(window.data)
                 return window.data[offset - window.start : offset - window.start + size]
-            # Threads overtake each other: a read just before the window is no reason to give it up.
+            # Threads overtake each other, so a read just before the window must not discard it.
             if not 0 < window.start - offset <= _NEAR:
                 window.start, window.end, window.data = offset, offset + size, b""
         return self._fetch(path, offset, size)
 
     def close(self) -> None:
-        """Forget what was read ahead."""
+        """Drop the data that was read ahead."""
         self._windows.clear()
 
     def _window(self, path: str) -> _Window:

@@ -1,1 +1,1 @@
-"""The score store: what stage one measured, one row per image of a corpus, in a Zarr group."""
+"""The score store: the results of stage one in a Zarr group, one row per image of a corpus."""

@@ -1,4 +1,4 @@
-"""One writer for each output: the claim, and the clearing away of what a killed writer left."""
+"""One writer for each output: the claim of a writer, and the removal of what a killed writer left."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +11,10 @@ from storage.errors import StoreError
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Hold a store, present or to be made, for writing.
+    """Hold a store, which need not exist yet, for writing.
 
-    The claim is the system's lock on the file ``.NAME.lock`` beside it. So it ends with the process, however that ends;
-    the file itself means nothing.
+    The claim is the system's lock on the file ``.NAME.lock`` beside the store. So it ends with the process, however
+    that ends. The file itself has no meaning.
 
     Raises:
         StoreError: another process holds it.
@@ -29,6 +29,6 @@ def exclusive(path: Path) -> Iterator[None]:
 
 
 def sweep(path: Path) -> None:
-    """Remove the temporary files that a killed writer left in a store. Only for the one who holds it."""
+    """Remove the temporary files that a killed writer left in a store. The caller must hold the store."""
     for leftover in path.rglob("*.partial"):
         leftover.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""What a score store keeps: one table, from which its arrays, the work units and the documentation's test come.
+"""The columns of a score store. The arrays, the work units and the documentation's test come from this one table.
 
-To add a column, add a line to :data:`COLUMNS`, let the scorer measure it (pipeline/scoring/scorer.py) and describe it
-in docs/artifacts.md.
+To add a column, add a line to :data:`COLUMNS`, measure it in pipeline/scoring/scorer.py, and describe it in
+docs/artifacts.md.
 
 Shapes: N images, L monitored layers, D embedding numbers, S rows per shard.
 """
@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 SCHEMA_VERSION = 1
-"""How a store is laid out. A store of another version is not opened."""
+"""Version of a store's layout. A store of another version is not opened."""
 SCORING_VERSION = 1
-"""What a score means: decoding, layers, distances, embedding, cells. Raise it when the golden test of the scores moves
-(tests/pipeline/scoring/test_golden.py): stores of another version are then not continued."""
+"""Version of what a score means: decoding, layers, distances, embedding, cells. Raise it when the golden test of the
+scores (tests/pipeline/scoring/test_golden.py) fails. A store of another version is not continued."""
 PENDING, SCORED, UNREADABLE, REJECTED = range(4)
 STATUS_NAMES = ("pending", "scored", "unreadable", "rejected")
 INNER_CHUNK = 256
@@ -32,11 +32,11 @@ class Column:
     """One array of a store, with a row for each image."""
 
     dtype: Any
-    """numpy's name, or ``str``."""
+    """The name of a numpy type, or ``str``."""
     fill: Any
     """Value of a row that has not been scored."""
     row: tuple[str | int, ...] = ()
-    """Shape of one row; L and D stand for the store's layers and embedding numbers."""
+    """Shape of one row. L is the number of layers, D the size of an embedding."""
     measured: bool = False
     """Whether the scorer measures it in its forward pass."""
     optional: bool = False
@@ -65,7 +65,7 @@ def columns_of(attributes: Attributes) -> dict[str, Column]:
 
 
 def empty_unit(count: int, attributes: Attributes) -> Unit:
-    """The columns of ``count`` rows that a worker fills, as they are before it does."""
+    """The columns of ``count`` rows with their fill values, for a worker to write into."""
     return {
         name: np.full(
             (count, *column.row_shape(attributes)), column.fill, dtype=object if column.dtype is str else column.dtype

@@ -1,7 +1,7 @@
-"""The score store: what stage one measured, one row per image of a corpus, in a Zarr v3 group (docs/artifacts.md).
+"""The score store: a Zarr v3 group with one row per image of a corpus (docs/artifacts.md).
 
 One work unit is one whole Zarr shard of every array and has one writer. A unit's ``status`` is written last: it is the
-commit. A unit that was interrupted is done again from the start and gives the same bytes.
+commit. An interrupted unit is scored again from its start and gives the same bytes.
 
 Shapes: N images, L monitored layers, D embedding numbers, S rows per shard.
 """
@@ -32,7 +32,7 @@ from storage.scores.schema import (
 if TYPE_CHECKING:
     import pandas as pd
 
-# What zarr raises for a folder or a metadata file that is none of its own.
+# The errors that zarr raises for a folder or a metadata file that is not a Zarr group.
 NOT_ZARR = (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError)
 
 
@@ -44,17 +44,17 @@ class ScoreStore:
     group: zarr.Group
 
     def __len__(self) -> int:
-        """N."""
+        """Return N, the number of images."""
         return int(self._array("status").shape[0])
 
     @property
     def attributes(self) -> Attributes:
-        """Settings that the scores depend on, and whether they are all there."""
+        """The settings that the scores depend on, and whether the scores are complete."""
         return dict(self.group.attrs)
 
     @property
     def complete(self) -> bool:
-        """Whether every row is accounted for and the diversity index is built."""
+        """Whether every row has a status other than pending and the diversity index is built."""
         return bool(self.group.attrs.get("complete", False))
 
     def units(self) -> list[range]:
@@ -63,16 +63,20 @@ class ScoreStore:
         return [range(start, min(start + size, len(self))) for start in range(0, len(self), size)]
 
     def pending_units(self) -> list[range]:
-        """Work units that have no commit yet."""
+        """The rows of each work unit that is not committed yet."""
         status = self.status()
         return [rows for rows in self.units() if (status[rows.start : rows.stop] == PENDING).any()]
 
     def status(self) -> NDArray[np.uint8]:
-        """[N]"""
+        """The status of each row, uint8 [N]."""
         return self.column("status")
 
     def column(self, name: str) -> NDArray[Any]:
-        """A whole array: ``distance``, ``embedding``, ``diversity/cell``, ... Raises StoreError where there is none."""
+        """A whole array: ``distance``, ``embedding``, ``diversity/cell``, ...
+
+        Raises:
+            StoreError: the store has no such array, or was removed in the meantime.
+        """
         return np.asarray(self._array(name)[:])
 
     def has(self, name: str) -> bool:
@@ -83,17 +87,17 @@ class ScoreStore:
         if name not in self.group:
             self._refuse_if_gone()
             how = "dfss-score --overwrite --entropy" if name == "entropy" else "dfss-score with another --out"
-            raise StoreError(f"{self.path} has no {name!r}; score the corpus anew by {how}")
+            raise StoreError(f"{self.path} has no {name!r}; score the corpus again with {how}")
         array = self.group[name]
         assert isinstance(array, zarr.Array)
         return array
 
     def _refuse_if_gone(self) -> None:
         if not (self.path / "zarr.json").exists():
-            raise StoreError(f"{self.path} vanished while it was being used; run dfss-score again")
+            raise StoreError(f"{self.path} was removed while it was in use; run dfss-score again")
 
     def manifest(self) -> Manifest:
-        """The corpus's table of images, as it was listed."""
+        """The manifest of the corpus, as it was listed."""
         return Manifest(
             keys=[str(key) for key in self.column("key")],
             sources=tuple(self.attributes["sources"]),
@@ -103,7 +107,7 @@ class ScoreStore:
         )
 
     def to_pandas(self) -> "pd.DataFrame":
-        """One row per image: key, distance, status, error, cell and, where kept, entropy. Status is a word."""
+        """A table of the images with the columns key, distance, status (a word), error, cell, and entropy if kept."""
         import pandas as pd
 
         columns = ["key", "distance", "status", "error", *(["entropy"] if self.has("entropy") else [])]
@@ -113,21 +117,25 @@ class ScoreStore:
         return table
 
     def errors(self) -> dict[int, str]:
-        """Row -> error text, for the rows that were not scored."""
+        """The error texts of the unreadable and rejected rows, by row."""
         failed = np.flatnonzero(np.isin(self.status(), (UNREADABLE, REJECTED)))
         texts = self.column("error")
         return {int(row): str(texts[row]) for row in failed}
 
     def write_unit(self, rows: range, unit: Unit) -> None:
-        """Write one work unit; its status, the commit, last. Raises StoreError where the store has gone."""
-        self._refuse_if_gone()  # zarr would make its folders anew
+        """Write one work unit. Its status is the commit and is written last.
+
+        Raises:
+            StoreError: the store was removed in the meantime.
+        """
+        self._refuse_if_gone()  # zarr would create its folders again
         where = slice(rows.start, rows.stop)
         for name in sorted(unit.keys() - {"status"}):
             self._array(name)[where] = unit[name]
         self._array("status")[where] = unit["status"]
 
     def reopen_failed(self) -> None:
-        """Take back the commit of every unit that holds an unreadable or rejected image."""
+        """Withdraw the commit of every unit that holds an unreadable or rejected image."""
         self.set_complete(False)
         status = self.status()
         for rows in self.units():
@@ -146,15 +154,15 @@ class ScoreStore:
         diversity.create_array("index", data=index, chunks=(min(len(index), 1 << 26),))
 
     def set_complete(self, complete: bool) -> None:
-        """The final commit, or its withdrawal."""
+        """Set or withdraw the final commit."""
         self.group.attrs["complete"] = complete
 
 
 def create_store(path: Path, manifest: Manifest, attributes: Attributes) -> ScoreStore:
-    """Make an empty store, whole or not at all; one that is there is replaced.
+    """Make an empty store atomically, in place of an existing one.
 
-    ``attributes`` holds the settings; ``shard_size``, ``layers``, ``embedding`` and the optional columns among them fix
-    the arrays.
+    ``attributes`` holds the settings. Among them ``shard_size``, ``layers``, ``embedding`` and the optional columns
+    determine the arrays.
     """
     with publish(path) as partial:
         group = zarr.create_group(partial, zarr_format=3, attributes={**attributes, "complete": False})
@@ -168,7 +176,8 @@ def create_store(path: Path, manifest: Manifest, attributes: Attributes) -> Scor
 
 def _create_arrays(group: zarr.Group, count: int, attributes: Attributes) -> None:
     rows = int(attributes["shard_size"])
-    # Readers may want a few rows of a large shard; a size that does not divide has to be one chunk.
+    # Small chunks let a reader take a few rows of a large shard. A shard size that INNER_CHUNK does not divide is one
+    # chunk.
     inner = INNER_CHUNK if rows % INNER_CHUNK == 0 else rows
     for name, column in columns_of(attributes).items():
         tail = column.row_shape(attributes)
@@ -183,7 +192,11 @@ def _create_arrays(group: zarr.Group, count: int, attributes: Attributes) -> Non
 
 
 def open_store(path: Path, *, writable: bool = False) -> ScoreStore:
-    """Open a store. Raises StoreError where there is none, or one of another schema."""
+    """Open a store.
+
+    Raises:
+        StoreError: the store does not exist, is something else, or has another schema version.
+    """
     if not path.exists():
         raise StoreError(f"no scores in {path}; run dfss-score --out {path} first")
     try:
@@ -195,13 +208,13 @@ def open_store(path: Path, *, writable: bool = False) -> ScoreStore:
         raise StoreError(f"{path} is a Zarr group but not a score store; run dfss-score with another --out")
     if version != SCHEMA_VERSION:
         raise StoreError(
-            f"{path} has score schema {version}, this is {SCHEMA_VERSION}; score it anew with dfss-score --overwrite"
+            f"{path} has score schema {version}, not {SCHEMA_VERSION}; score it again with dfss-score --overwrite"
         )
     return ScoreStore(path, group)
 
 
 def is_store(path: Path) -> bool:
-    """Whether a folder is a score store, of this schema or another, complete or not."""
+    """Whether a folder is a score store, of any schema version, complete or not."""
     try:
         return "schema_version" in zarr.open_group(path, mode="r", zarr_format=3).attrs
     except NOT_ZARR:
@@ -209,7 +222,11 @@ def is_store(path: Path) -> bool:
 
 
 def open_complete(path: Path) -> ScoreStore:
-    """Open a store for reading its scores. Raises StoreError where some are still missing."""
+    """Open a complete store for reading.
+
+    Raises:
+        StoreError: the store does not exist, has another schema version, or is not complete.
+    """
     store = open_store(path)
     done = int((store.status() != PENDING).sum())
     if not store.complete or done < len(store):

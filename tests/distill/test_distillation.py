@@ -173,7 +173,7 @@ def test_a_student_goes_on_from_a_model_file_of_the_same_classes_only(store: Sco
     ("changes", "error", "message"),
     [
         ({"shards": "absent.zarr"}, StoreError, "no scores in absent.zarr"),
-        ({"selection": "absent.parquet"}, SelectionError, "no selection absent.parquet"),
+        ({"selection": "absent.parquet"}, SelectionError, "selection absent.parquet does not exist"),
         ({"budget": 24}, SettingsError, "more than the 23 images"),
         ({"student": "nonsense"}, ModelError, "unknown network 'nonsense'"),
         ({"student": "tiny_models:picky"}, ModelError, "does not take 24x32 images"),

@@ -299,7 +299,7 @@ def test_a_store_that_vanishes_ends_the_run_and_a_new_one_starts_afresh(
         if next(reports) == 1:  # the first unit, of three batches, is not yet written
             shutil.rmtree(tmp_path / "scores.zarr")
 
-    with pytest.raises(StoreError, match="vanished while it was being used; run dfss-score again"):
+    with pytest.raises(StoreError, match="was removed while it was in use; run dfss-score again"):
         score(settings(image_folder, teacher_file), remove_it)
     assert not (tmp_path / "scores.zarr").exists()
     score(settings(image_folder, teacher_file))

@@ -65,7 +65,7 @@ def test_params_yaml_stands_in_for_defaults_and_the_command_line_wins(call: Call
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("dfss:\n  tool:\n    cuont: 7\n", "dfss.tool.cuont is no setting of tool"),
+        ("dfss:\n  tool:\n    cuont: 7\n", "dfss.tool.cuont is not a setting of tool"),
         ("dfss:\n  tool: [1]\n", "must map settings to values"),
         ("tool: {", "not valid YAML"),
     ],
