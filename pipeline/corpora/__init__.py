@@ -1,1 +1,1 @@
-"""Corpora: finding, listing and reading piles of images, in all the forms in which people have them."""
+"""Corpora: finding, listing and reading collections of images in several formats."""

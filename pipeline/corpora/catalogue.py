@@ -1,8 +1,8 @@
-"""The catalogue: corpora that ``--corpus`` knows by name, where to look for each, and the patterns that say it.
+"""The catalogue: corpora that ``--corpus`` knows by name, and where to look for each.
 
-An entry's ``layouts`` are patterns relative to its root, tried in order. In ``train/n*/*`` everything before the first
-wildcard is the folder that is listed, and the rest is what must be found there; ``train/n*.tar`` stands for tars. The
-counts and layouts are those of the official downloads; nothing is ever downloaded from here.
+An entry's ``layouts`` are patterns relative to its root, tried in order. In ``train/n*/*`` the folder before the first
+wildcard is listed, and the rest must match something in it; ``train/n*.tar`` stands for tars. The counts and layouts
+are those of the official downloads. This module downloads nothing.
 """
 
 import difflib
@@ -29,16 +29,16 @@ class KnownCorpus:
     name: str
     title: str
     layouts: tuple[str, ...]
-    """Patterns relative to the root, tried in order; see the module."""
+    """Patterns relative to the root, tried in order; the module's docstring explains them."""
 
     images: int
     """Approximate number of images."""
 
     obtain: str
-    """Official page, and the terms in a few words."""
+    """Official page, with its terms of use in a few words."""
 
     folder: str = ""
-    """Folder below the data root; the name where empty. Several entries may be parts of one download."""
+    """Folder below the data root; if empty, the name. Several entries may be parts of one download."""
 
     @property
     def variables(self) -> tuple[str, ...]:
@@ -49,8 +49,8 @@ class KnownCorpus:
     def roots(self, root: str | None = None) -> tuple[str, ...]:
         """Return the roots to search, in order: ``root``, the corpus's variable, ``$DFSS_DATA_ROOT``, ``data``.
 
-        A root that somebody named for this corpus is the only one: falling back to another would score other images
-        than were asked for.
+        A root that the user gave for this corpus is the only one. A fallback to another root would score other images
+        than the user meant.
         """
         for given in (root, *map(os.environ.get, self.variables)):
             if given:
@@ -76,8 +76,8 @@ class KnownCorpus:
                     return join(place, folder), ""
         wanted, places = " or ".join(self.layouts), " or ".join(self.roots(root))
         raise CorpusError(
-            f"corpus {self.name!r} is not there: expected {wanted} in {places}; "
-            f"get it from {self.obtain}; then say where it is with --root DIR or {self.variables[0]}"
+            f"corpus {self.name!r} was not found: expected {wanted} in {places}; "
+            f"get it from {self.obtain}; then give its folder with --root DIR or {self.variables[0]}"
         )
 
 
@@ -92,7 +92,7 @@ def find_known(name: str) -> KnownCorpus | None:
 
 
 def close_names(word: str) -> list[str]:
-    """Return the catalogue names that ``word`` may be a misspelling of, the closest first."""
+    """Return the catalogue names that ``word`` may misspell, the closest first."""
     return difflib.get_close_matches(word.lower(), [known.name for known in _CATALOGUE], n=3, cutoff=0.6)
 
 

@@ -1,7 +1,7 @@
 """A corpus: where its images are, and in which format.
 
 A corpus is a catalogue name, a folder, WebDataset tars (``shard-{000..127}.tar``, a glob, one tar) or Parquet files
-with image bytes; local or behind any fsspec URL:
+with image bytes. It is local or behind any fsspec URL:
 
     corpus = resolve_corpus("imagenet")
     manifest = list_images(corpus)
@@ -19,17 +19,17 @@ from storage.files.places import is_url
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Corpus:
-    """Where the images of a corpus are. Holds nothing open, and its fields are plain JSON values.
+    """Where the images of a corpus are. It holds no open file, and its fields are plain JSON values.
 
-    A store keeps the fields, so that ``Corpus(**fields)`` opens the same images later; if they have moved,
-    ``dataclasses.replace(corpus, root=…)`` says where to.
+    A store keeps the fields, so that ``Corpus(**fields)`` opens the same images later. If the images have moved,
+    ``dataclasses.replace(corpus, root=…)`` gives their new place.
     """
 
     name: str
-    """As the user gave it: a catalogue name, a path or a URL."""
+    """The name that the user gave: a catalogue name, a path or a URL."""
 
     root: str
-    """Folder or URL that everything is relative to, not made absolute; ``.`` where it is the current folder."""
+    """Folder or URL that all paths are relative to. It is not made absolute; ``.`` is the current folder."""
 
     kind: str
     """A format's name: a key of :data:`pipeline.corpora.formats.FORMATS`."""
@@ -40,7 +40,7 @@ class Corpus:
 
 @contextmanager
 def explained(corpus: str, root: str) -> Iterator[None]:
-    """Inside the block, turn what a place raises into a CorpusError that names the corpus and its root."""
+    """Inside the block, turn errors of file access into a CorpusError that names the corpus and its root."""
     try:
         yield
     except DFSSError:
@@ -52,11 +52,11 @@ def explained(corpus: str, root: str) -> Iterator[None]:
 
 
 def is_outside(error: Exception, root: str) -> bool:
-    """Tell whether an error is the place's and not our own fault."""
-    # Local files fail with OSErrors; the libraries behind fsspec raise what they like.
+    """Tell whether an error comes from file access and is not a bug in DFSS."""
+    # Local files fail with OSErrors; the libraries behind fsspec raise errors of any type.
     return isinstance(error, OSError) or is_url(root)
 
 
 def reason(error: Exception) -> str:
-    """Say an error in one line."""
+    """Describe an error in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,7 +1,7 @@
-"""The formats in which a corpus can be: a table with a line for each.
+"""The formats of a corpus, in one table.
 
-A format says which files it is made of, lists their images, and reads them. To add one, write its module and a line
-here.
+A format knows its files by their names, lists their images and reads them. To add a format, write its module and add a
+line to :data:`FORMATS`.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ class Images(Protocol):
     """Reads the images of one corpus. Several threads may read at once."""
 
     def read(self, name: str, offset: int, size: int) -> bytes:
-        """Return the image at ``offset`` of the file ``name``, as the manifest has them.
+        """Return the bytes of the image at ``offset`` of the file ``name``; both come from the manifest.
 
         Raises:
             ImageError: when this one image cannot be read.
@@ -29,22 +29,22 @@ class Images(Protocol):
         ...
 
     def close(self) -> None:
-        """Drop what is kept in memory."""
+        """Release the memory that is held."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Format:
-    """One way to keep a corpus."""
+    """One format of a corpus."""
 
     suffix: str
-    """How the names of its files end; empty for a folder of image files."""
+    """The suffixes of its file names; empty for a folder of image files."""
 
     lister: Callable[[Corpus, Files, list[str]], Manifest]
     """Lists the images of the named files (none for a folder), in an order that depends only on them."""
 
     reader: Callable[[Files], Images]
-    """Makes a reader of them."""
+    """Makes a reader of the images."""
 
 
 FORMATS: dict[str, Format] = {
@@ -53,9 +53,9 @@ FORMATS: dict[str, Format] = {
     "parquet": Format(suffix=".parquet", lister=list_parquet, reader=ParquetImages),
 }
 CONTAINERS = {format.suffix: name for name, format in FORMATS.items() if format.suffix}
-"""Suffix -> format of files that hold many images."""
+"""The format of files that hold many images, by suffix."""
 
 
 def format_of(path: str) -> str | None:
-    """Return the format that a file is in by its name, None for a file that holds no images."""
+    """Return the format of a file by its name, or None if it is not a file of images."""
     return CONTAINERS.get(PurePosixPath(path).suffix)

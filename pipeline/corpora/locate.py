@@ -1,4 +1,4 @@
-"""Finding a corpus: from what ``--corpus`` and ``--root`` say to a :class:`~pipeline.corpora.corpus.Corpus`."""
+"""Finding a corpus: from ``--corpus`` and ``--root`` to a :class:`~pipeline.corpora.corpus.Corpus`."""
 
 import re
 from dataclasses import replace
@@ -21,7 +21,7 @@ def resolve_corpus(corpus: str, root: str | None = None) -> Corpus:
     For a catalogue name ``root`` is the folder with the expected layout; a path is taken relative to it.
 
     Raises:
-        CorpusError: when it is not there, holds no images, or is not a corpus.
+        CorpusError: when it does not exist, holds no images, or is not a corpus.
     """
     known = find_known(corpus)
     with explained(corpus, root or corpus):
@@ -31,14 +31,16 @@ def resolve_corpus(corpus: str, root: str | None = None) -> Corpus:
             folder, pattern = known.find(root)
         except CorpusError as error:
             if root is None and open_files(corpus).is_folder(""):
-                raise CorpusError(f"{error}, or --corpus ./{corpus} for the folder of that name here") from None
+                raise CorpusError(f"{error}, or use the folder here with --corpus ./{corpus}") from None
             raise
         return Corpus(name=corpus, root=folder, kind=format_of(pattern) or "folder", pattern=pattern)
 
 
 def moved(corpus: Corpus, root: str | None) -> Corpus:
-    """The same corpus where it lies now: at ``root``, or where it was. Raises CorpusError where a catalogue's layout is
-    not there.
+    """The same corpus at ``root``, or unchanged if ``root`` is None.
+
+    Raises:
+        CorpusError: the corpus is one of the catalogue, and ``root`` has none of its layouts.
     """
     if root is None:
         return corpus
@@ -66,7 +68,7 @@ def _resolve_path(name: str, path: str) -> Corpus:
             + (f"; did you mean {' or '.join(guesses)}?" if guesses else "")
             + f" (known: {', '.join(known.name for known in catalogue())})"
         )
-    raise CorpusError(f"there is no {path}; give a folder, .tar or .parquet files, or a name of the catalogue")
+    raise CorpusError(f"{path} does not exist; give a folder, .tar or .parquet files, or a name of the catalogue")
 
 
 def _resolve_folder(name: str, path: str, files: Files) -> Corpus:
@@ -78,7 +80,7 @@ def _resolve_folder(name: str, path: str, files: Files) -> Corpus:
             return Corpus(name=name, root=path, kind=kind, pattern=f"*{suffix}")
     odd = next((entry for entry in names if entry.lower().endswith(COMPRESSED_EXTENSIONS)), None)
     raise CorpusError(
-        f"no image in {path}: looked for {' '.join(IMAGE_EXTENSIONS)} in it and its subfolders, and for .tar and "
+        f"found no image in {path}: looked for {' '.join(IMAGE_EXTENSIONS)} in it and its subfolders, and for .tar and "
         f".parquet files in it" + (f"; {odd} is {_oddity(odd)}" if odd else "")
     )
 
@@ -90,12 +92,12 @@ def _resolve_pattern(name: str, parent: str, pattern: str) -> Corpus:
         found = list(match(files, first)) if files.is_folder("") else []
     else:
         found = [first] if files.is_file(first) else []
-    # Whether the other names of a range are there, the listing tells: over a network that is a request for each.
+    # The listing finds out whether the other names of a range exist. Over a network that takes a request for each.
     if kinds := [kind for path in found if (kind := format_of(path))]:
         return Corpus(name=name, root=parent, kind=kinds[0], pattern=pattern)
     if found:
         raise CorpusError(f"{found[0]} in {parent} is {_oddity(found[0])}")
-    raise CorpusError(f"there is no {first} in {parent}; give .tar or .parquet files, or a folder of images")
+    raise CorpusError(f"{first} does not exist in {parent}; give .tar or .parquet files, or a folder of images")
 
 
 def _oddity(name: str) -> str:

@@ -20,7 +20,7 @@ from storage.keys import path_to_key
 from storage.manifest import Manifest
 
 PARQUET_CACHE_BYTES = 256 * 2**20
-"""Row groups kept in memory by a reader; the one that was read last is kept whatever its size."""
+"""Row groups that a reader keeps in memory. The one read last is kept whatever its size."""
 
 
 _IMAGE_COLUMNS = ("image", "bytes", "jpg", "jpeg", "png", "webp", "img")
@@ -34,7 +34,7 @@ def parquet_file(files: Files, path: str) -> Iterator[Any]:
     """Open a Parquet file as a pyarrow.parquet.ParquetFile.
 
     Raises:
-        CorpusError: when it is not a whole one.
+        CorpusError: when it is not a complete Parquet file.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -43,14 +43,16 @@ def parquet_file(files: Files, path: str) -> Iterator[Any]:
         try:
             yield pq.ParquetFile(stream)
         except pa.ArrowException as error:
-            raise CorpusError(f"{path} is no whole Parquet file ({error}); fetch it again or leave it out") from error
+            raise CorpusError(
+                f"{path} is not a complete Parquet file ({error}); fetch it again or leave it out"
+            ) from error
 
 
 def image_column(schema: Any, path: str) -> str:
-    """Return the column of image bytes: ``image``, or ``image.bytes`` where Hugging Face datasets wrote the file.
+    """Return the column of image bytes: ``image``, or ``image.bytes`` if Hugging Face datasets wrote the file.
 
     Raises:
-        CorpusError: when there is none, or several and none has a usual name.
+        CorpusError: when there is no such column, or several and none has a usual name.
     """
     import pyarrow as pa
 
@@ -69,7 +71,7 @@ def image_column(schema: Any, path: str) -> str:
 
 
 def parquet_keys(file: Any, path: str) -> list[str] | None:
-    """Return the key column of a Parquet file, or None where it has none, or one with gaps."""
+    """Return the key column of a Parquet file, or None if it has no such column or one with gaps."""
     import pyarrow as pa
 
     schema, images = file.schema_arrow, image_column(file.schema_arrow, path).removesuffix(".bytes")
@@ -85,7 +87,7 @@ def parquet_keys(file: Any, path: str) -> list[str] | None:
 
 
 class ParquetImages:
-    """Images in Parquet files, by row. The row groups read last are kept, so that reading in order reads each once."""
+    """Images in Parquet files, by row. The last row groups are kept, so that reading in order reads each group once."""
 
     def __init__(self, files: Files) -> None:
         self._files = files
@@ -97,7 +99,7 @@ class ParquetImages:
         """Return the image in row ``offset`` of a file.
 
         Raises:
-            ImageError: when the row has no image, or is not there.
+            ImageError: when the row has no image or does not exist.
         """
         with self._lock:
             _, starts = self._layout(name)
@@ -111,7 +113,7 @@ class ParquetImages:
         return bytes(data)
 
     def close(self) -> None:
-        """Drop what is kept."""
+        """Release the row groups that are kept."""
         self._layouts.clear()
         self._groups.clear()
 
@@ -140,12 +142,12 @@ def _read_group(file: Any, group: int, column: str) -> Any:
     except (pa.ArrowException, OSError) as error:
         if getattr(error, "errno", None) is not None:
             raise
-        # Without an errno it is what Arrow says of damaged data, and the other row groups may be whole.
+        # Without an errno the error is Arrow's about damaged data, and the other row groups may be intact.
         raise ImageError(f"row group {group} of the Parquet file is damaged") from error
 
 
 def _flat(column: Any) -> Any:
-    """Return the only field of a struct column, and any other column as it is."""
+    """Return the only field of a struct column, and any other column unchanged."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -153,7 +155,11 @@ def _flat(column: Any) -> Any:
 
 
 def list_parquet(corpus: Corpus, files: Files, paths: list[str]) -> Manifest:
-    """List the rows of Parquet files, in the order of the files."""
+    """List the rows of Parquet files, in the order of the files.
+
+    Raises:
+        CorpusError: the files have no rows, or one of them cannot be read.
+    """
     keys, counts, all_have_keys = list[str](), list[int](), True
     for path in paths:
         with parquet_file(files, path) as file:
@@ -165,7 +171,7 @@ def list_parquet(corpus: Corpus, files: Files, paths: list[str]) -> Manifest:
     if not all_have_keys or len(set(keys)) != len(keys):
         keys = [f"{source}:{row}" for source, count in zip(sources, counts, strict=True) for row in range(count)]
     if not keys:
-        raise CorpusError(f"no image in {len(paths)} Parquet files in {corpus.root}: they have no rows")
+        raise CorpusError(f"found no image in {len(paths)} Parquet files in {corpus.root}: they have no rows")
     return Manifest(
         keys=keys,
         sources=sources,

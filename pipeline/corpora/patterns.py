@@ -1,4 +1,4 @@
-"""Patterns of file names: wildcards and braces, as ``--corpus`` and the catalogue use them."""
+"""Patterns of file names with wildcards and braces, for ``--corpus`` and the catalogue."""
 
 import fnmatch
 import re
@@ -11,7 +11,7 @@ MAX_BRACE_CHOICES = 1_000_000
 
 
 def split_pattern(path: str) -> tuple[str, str]:
-    """Split a path before its first part with a wildcard or brace; without one, before its last part."""
+    """Split a path before its first part that has a wildcard or brace; if none has, before its last part."""
     prefix, body = re.fullmatch(r"([\w.+:-]*://|/)?(.*)", path, re.DOTALL).groups(default="")  # type: ignore[union-attr]
     parts = body.split("/")
     special = (index for index, part in enumerate(parts) if is_glob(part) or "{" in part)
@@ -20,17 +20,17 @@ def split_pattern(path: str) -> tuple[str, str]:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Return what a pattern with ``{000..127}`` or ``{a,b}`` stands for, in the order that it says.
+    """Return the names that a pattern with ``{000..127}`` or ``{a,b}`` stands for, in the order of its braces.
 
     Raises:
-        CorpusError: when the braces say something else, or stand for more than a million names.
+        CorpusError: when the braces hold something else, or stand for more than a million names.
     """
     braces = re.search(r"\{([^{}]*)\}", pattern)
     if braces is None:
         return [pattern]
     if span := re.fullmatch(r"(\d+)\.\.(\d+)", braces[1]):
         first, last = int(span[1]), int(span[2])
-        # As in the shell: a leading zero on either side asks for numbers of one width.
+        # As in the shell, a leading zero on either side makes all numbers equally wide.
         padded = any(len(end) > 1 and end.startswith("0") for end in span.groups())
         width = max(map(len, span.groups())) if padded else 0
         choices = [f"{number:0{width}d}" for number in range(first, min(last, first + MAX_BRACE_CHOICES) + 1)]

@@ -23,7 +23,8 @@ _FAULTS_OF_ONE_FILE = (errno.EACCES, errno.EPERM, errno.EIO, errno.EISDIR, errno
 def list_images(corpus: Corpus) -> Manifest:
     """List a corpus: one row per image, in an order that depends only on its files.
 
-    Image files are ordered by path; tars and Parquet files by path or as the braces say, and inside by position.
+    Image files are ordered by path. Tars and Parquet files are ordered by path or by the braces, and their images by
+    position.
 
     Raises:
         CorpusError: when a file is missing or is not of the corpus's format, or no image is found.
@@ -45,7 +46,7 @@ def _mention_containers(corpus: Corpus, files: Files) -> list[str]:
 
 
 def _expand(corpus: Corpus, files: Files) -> list[str]:
-    if files.is_file(corpus.pattern):  # as it stands, even where its name looks like a pattern
+    if files.is_file(corpus.pattern):  # an existing file is taken literally, even if its name looks like a pattern
         return [corpus.pattern]
     names, missing = list[str](), list[str]()
     for choice in (choices := expand_braces(corpus.pattern)):
@@ -58,7 +59,7 @@ def _expand(corpus: Corpus, files: Files) -> list[str]:
     if missing:
         raise CorpusError(
             f"{missing[0]} is missing from {corpus.root} ({len(missing)} of the {len(choices)} that "
-            f"{corpus.pattern!r} stands for are); fetch it, or name those that are there"
+            f"{corpus.pattern!r} stands for are); fetch it, or name the files that exist"
         )
     return list(dict.fromkeys(names))
 
@@ -69,12 +70,12 @@ class ImageReader:
         with ImageReader(corpus, manifest) as reader:
             data = reader.read(row)
 
-    Every read is random access; reading rows in order is fast for every kind of corpus, and for Parquet, where a whole
-    row group has to be read for one image, it is the only fast order.
+    Every read is random access. Reading rows in order is fast for every kind of corpus. For Parquet it is the only fast
+    order, because one image costs the reading of a whole row group.
     """
 
     def __init__(self, corpus: Corpus, manifest: Manifest) -> None:
-        """Read the rows of ``manifest``, which :func:`list_images` made of ``corpus``; nothing is opened yet."""
+        """Make a reader of ``manifest``, which :func:`list_images` made from ``corpus``; open nothing yet."""
         self._corpus = corpus
         self._manifest = manifest
         self._files = open_files(corpus.root)
@@ -87,11 +88,11 @@ class ImageReader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Close what is open."""
+        """Close the open files."""
         self.close()
 
     def close(self) -> None:
-        """Close what is open; a later read opens it again."""
+        """Close the open files; a later read opens them again."""
         self._images.close()
         self._files.close()
 
@@ -99,8 +100,8 @@ class ImageReader:
         """Return the encoded image of a row.
 
         Raises:
-            CorpusError: when the file that held it is gone or cannot be reached; the next image would fare no better.
-            ImageError: when this one image cannot be read whole.
+            CorpusError: when its file no longer exists or cannot be reached, so that other images would fail too.
+            ImageError: when this one image cannot be read completely.
         """
         manifest = self._manifest
         index, size = int(manifest.source[row]), int(manifest.size[row])
@@ -121,8 +122,8 @@ class ImageReader:
         image = f"image {self._manifest.keys[row]!r} of corpus {self._corpus.name!r}"
         root = self._corpus.root
         if isinstance(error, FileNotFoundError | NotADirectoryError):
-            remedy = "put it back, say where it is now with --root, or list the corpus anew"
-            return CorpusError(f"{image} is gone: no {name} in {root}; {remedy}")
+            remedy = "restore it, give its new place with --root, or list the corpus again"
+            return CorpusError(f"{image} no longer exists: no {name} in {root}; {remedy}")
         if isinstance(error, OSError) and error.errno in _FAULTS_OF_ONE_FILE and self._manifest.source[row] < 0:
             return ImageError(f"cannot be read: {os.strerror(error.errno or 0)}")
         if is_outside(error, root):

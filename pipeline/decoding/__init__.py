@@ -1,1 +1,1 @@
-"""Decoding: from the bytes of any image file to pixels, in batches, on the processor or on a GPU."""
+"""Decoding: from the bytes of any image file to pixels, in batches, on the CPU or on a GPU."""

@@ -1,6 +1,6 @@
-"""Batches of decoded images, read and decoded by threads ahead of the teacher. Pillow decodes without holding the GIL.
+"""Batches of decoded images, which threads read and decode ahead of the teacher. Pillow decodes without the GIL.
 
-Shapes: B rows of a batch, N <= B images that decoded, H x W pixels.
+Shapes: B rows of a batch, N <= B images that could be decoded, H x W pixels.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from storage.scores.schema import REJECTED, UNREADABLE
 
 BATCHES_AHEAD = 3
 Pixels = Any
-"""One image or a stack of them: a uint8 array, or whatever else a decoder gives and ``stack`` joins."""
+"""One image or a stack of images: a uint8 array, or another type that a decoder returns and ``stack`` joins."""
 
 
 class Reader(Protocol):
@@ -42,9 +42,9 @@ class ImageBatch:
 
     rows: range
     good: list[int]
-    """[N] the rows that decoded."""
+    """The rows that could be decoded, [N]."""
     images_NHW3: Pixels
-    """What ``stack`` made of the images that decoded; None where none did."""
+    """The stacked images, [N, H, W, 3]; None if no row could be decoded."""
     failures: dict[int, Failure]
     reading: float
     """Seconds that threads spent reading the rows."""
@@ -61,11 +61,13 @@ def load_batches(
     workers: int,
     stack: Callable[[list[Pixels]], Pixels] = np.stack,
 ) -> Generator[ImageBatch, None, None]:
-    """Yield the rows of all units in order, in batches that never cross a unit, so that a unit's bytes do not depend on
-    where a run began. Memory is bounded by a few batches, however many units there are.
+    """Yield the rows of all units in order, in batches.
+
+    No batch crosses the border of a unit, so that a unit's bytes do not depend on where a run began. Memory is bounded
+    by a few batches, whatever the number of units.
 
     Raises:
-        CorpusError: the corpus itself has gone; a bad image is a :class:`Failure` instead.
+        CorpusError: the corpus no longer exists; a bad image is a :class:`Failure` instead.
     """
     load = _Loader(reader, decoder)
     with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="decode") as pool:

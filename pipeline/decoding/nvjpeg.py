@@ -1,4 +1,4 @@
-"""Decoding JPEG files on a GPU (nvJPEG, through torchvision), for machines whose processors do not keep up with it."""
+"""Decoding JPEG files on a GPU (nvJPEG, through torchvision), for machines whose CPUs cannot keep up with the GPU."""
 
 import io
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ RGB = torchvision.io.ImageReadMode.RGB if AVAILABLE else None
 
 @dataclass(frozen=True, slots=True)
 class GpuDecoder:
-    """Like the :class:`~pipeline.decoding.Decoder` that it stands before, with the pixels left on the device.
+    """Decodes JPEG files on a GPU, and all other files by a :class:`~pipeline.decoding.pillow.Decoder`.
 
-    JPEG files that are whole, upright and grey or YCbCr are decoded there at full size, and resized there, antialiased.
-    Every other file, and one that nvJPEG refuses, is decoded by Pillow, which also says what is wrong with it. Pixels
-    differ a little from Pillow's, which is why scores say which decoder they come from.
+    JPEG files that are complete, upright and grey or YCbCr are decoded there at full size, and resized with
+    antialiasing. Every other file, and one that nvJPEG refuses, is decoded by Pillow, which also says what is wrong
+    with it. The pixels stay on the device. They differ a little from Pillow's, so scores name their decoder.
     """
 
     decoder: Decoder
@@ -42,12 +42,12 @@ class GpuDecoder:
                 return self._cover(torchvision.io.decode_jpeg(encoded, mode=RGB, device=self.device))
             except torch.OutOfMemoryError:
                 raise
-            except RuntimeError:  # whatever nvJPEG has against it, Pillow decides
+            except RuntimeError:  # Pillow decides about whatever nvJPEG refuses
                 pass
         return torch.from_numpy(self.decoder(data)).to(self.device)
 
     def _cover(self, image_3HW: Tensor) -> Tensor:
-        """Crop to the centre at the size's aspect, by whole pixels, and scale."""
+        """Crop to the centre at the aspect of the size, by whole pixels, and scale; uint8 [H, W, 3]."""
         height, width = self.decoder.height, self.decoder.width
         scale = max(height / image_3HW.shape[1], width / image_3HW.shape[2])
         rows, columns = max(1, round(height / scale)), max(1, round(width / scale))
@@ -67,5 +67,5 @@ def _is_plain_jpeg(data: bytes, min_side: int) -> bool:
             ycbcr = image.mode == "RGB" and image.info.get("adobe_transform", 1) != 0
             size_is_fine = min(image.size) >= min_side and image.width * image.height <= MAX_PIXELS
             return upright and size_is_fine and (ycbcr or image.mode == "L")
-    except Exception:  # Pillow's decoder meets it again, and explains it
+    except Exception:  # Pillow's decoder meets the error again, and explains it
         return False

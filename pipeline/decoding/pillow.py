@@ -1,8 +1,8 @@
 """Decoding: from the bytes of any image file to upright RGB pixels, and to an array of a fixed size.
 
-Whatever is wrong with the bytes becomes an :class:`~storage.errors.ImageError` with a short text that is the same in
-every run, because the text is stored with the scores. Only raster formats are opened that Pillow decodes itself: no
-file can start an external program (EPS, WMF) or be opened as something exotic.
+Every fault of the bytes becomes an :class:`~storage.errors.ImageError`. Its short text is the same in every run,
+because it is stored with the scores. Only raster formats that Pillow itself decodes are opened, so that no file can
+start an external program (EPS, WMF).
 """
 
 import importlib
@@ -21,7 +21,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from storage.errors import ImageError, RejectedImageError, SettingsError
 
 MAX_PIXELS = 89_478_485
-"""Larger images are taken for decompression bombs; Pillow needs 341 MiB for this many RGB pixels."""
+"""Larger images count as decompression bombs. Pillow needs 341 MiB for this many RGB pixels."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 _PLUGINS = ("Jpeg", "Png", "WebP", "Gif", "Bmp", "Tiff", "Ppm", "Jpeg2K", "Avif", "Mpo")
@@ -44,10 +44,10 @@ _PILLOW_FILTER = ("ignore", None, Warning, re.compile(_PILLOW_MODULES), 0)
 
 @cache
 def opened_formats() -> tuple[str, ...]:
-    """The formats that are opened.
+    """The names of the formats that are opened.
 
-    Pillow's modules for them are imported at the first call, all at once: Pillow itself would import each in the first
-    thread that meets such a file, while others look on.
+    The first call imports Pillow's modules for all of them. Pillow itself would import each in the first thread that
+    meets such a file, which is not safe with other threads.
     """
     with _importing:
         for plugin in _PLUGINS:
@@ -58,9 +58,9 @@ def opened_formats() -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decoder:
-    """Decodes to a fixed size: scaled, keeping its aspect, to cover it, then cropped to the centre.
+    """Decodes to a fixed size: scales an image, keeping its aspect, to cover the size, and crops it to the centre.
 
-    A decoder holds no state: any number of threads may share one.
+    A decoder holds no state, so any number of threads may share one.
 
     Raises:
         SettingsError: when a size is below 1.
@@ -76,7 +76,7 @@ class Decoder:
     """Images with a side shorter than this many pixels are rejected."""
 
     reduced: bool = True
-    """Decode large JPEG files at 1/2, 1/4 or 1/8 of their size, as long as twice the size that is needed remains."""
+    """Decode large JPEG files at 1/2, 1/4 or 1/8 of their size, but at no less than twice the size of the result."""
 
     def __post_init__(self) -> None:
         """Check the sizes."""
@@ -98,12 +98,12 @@ class Decoder:
             orientation = _orientation(image)
             size = (self.height, self.width) if orientation in _SIDEWAYS else (self.width, self.height)
             box = _centre(reduced or image.size, size)
-            # Bilinear in Pillow averages over all the pixels under a target pixel, so that it is antialiased.
+            # Pillow's bilinear filter averages over all pixels under a target pixel, so the result is antialiased.
             scaled = _to_rgb(image).resize(size, Image.Resampling.BILINEAR, box=box)
             return np.array(_upright(scaled, orientation))
 
     def _reduce(self, image: ImageFile.ImageFile) -> tuple[float, float] | None:
-        """Let the JPEG decoder scale; return the size of the image in its pixels, not rounded up."""
+        """Let the JPEG decoder scale. Return the exact size of the image in its pixels; None if it does not scale."""
         sideways = _orientation(image) in _SIDEWAYS
         width, height = (self.height, self.width) if sideways else (self.width, self.height)
         scale = max(width / image.width, height / image.height)
@@ -117,7 +117,7 @@ class Decoder:
 def decode_rgb(data: bytes, *, min_side: int = 1) -> Image.Image:
     """Return an image of any format and mode as upright RGB, at its full size.
 
-    Transparent images are laid on white; 16-bit pixels are scaled to 8 bits, not clipped.
+    Transparent images are composited on white. 16-bit pixels are scaled to 8 bits, not clipped.
 
     Raises:
         ImageError: when the bytes cannot be decoded.
@@ -130,7 +130,7 @@ def decode_rgb(data: bytes, *, min_side: int = 1) -> Image.Image:
 
 
 class _FaultsOf:
-    """Turns whatever Pillow raises in its block into an ImageError."""
+    """Turns any error of Pillow in its block into an ImageError."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -158,7 +158,7 @@ def _open(data: bytes, min_side: int) -> ImageFile.ImageFile:
 def _orientation(image: Image.Image) -> int:
     try:
         orientation = image.getexif().get(ORIENTATION_TAG, 1)
-    except Exception:  # broken metadata, in any of many ways, is no reason to lose the image
+    except Exception:  # an image with damaged metadata can still be used
         return 1
     return orientation if isinstance(orientation, int) and orientation in _TRANSPOSE else 1
 
@@ -189,7 +189,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _from_16_bits(image: Image.Image) -> Image.Image:
     pixels = np.asarray(image)
-    # Mode I has 32 bits, which usually hold 16.
+    # Mode I has 32 bits, which usually hold 16-bit values.
     if pixels.dtype.itemsize > 2 and (pixels.min() < 0 or pixels.max() > 65535):
         raise RejectedImageError("32-bit pixels outside 0 to 65535, whose range is not known")
     # 65535 = 255 * 257, so this is the nearest 8-bit value.
@@ -198,15 +198,15 @@ def _from_16_bits(image: Image.Image) -> Image.Image:
 
 
 def silence_pillow() -> None:
-    """Keep Pillow's warnings about odd files from the user: what is wrong with an image is kept with its scores."""
-    # warnings.catch_warnings is not safe with threads, and Pillow has no switch: so a filter for its modules alone,
-    # put back where somebody (a test runner, for one) has changed the filters since.
+    """Suppress Pillow's warnings about odd files. The scores keep what is wrong with an image."""
+    # warnings.catch_warnings is not safe with threads, and Pillow has no switch. So this is a filter for its modules
+    # alone, which is added again if somebody (a test runner, for one) has changed the filters.
     if not warnings.filters or warnings.filters[0] != _PILLOW_FILTER:
         warnings.filterwarnings("ignore", module=_PILLOW_MODULES)
 
 
 def _explain(error: Exception, data: bytes) -> str:
-    """Say what is wrong in a short line that depends on nothing but the bytes."""
+    """Describe the fault in a short line that depends on the bytes alone."""
     if isinstance(error, Image.DecompressionBombError):
         return f"more than {MAX_PIXELS:,} pixels: taken for a decompression bomb"
     if isinstance(error, UnidentifiedImageError):
