@@ -131,7 +131,7 @@ def test_the_catalogue_is_listed_without_further_arguments(run_command: Run) -> 
     ("command", "message"),
     [
         ("dfss-score --corpus images", "--teacher"),
-        ("dfss-score --corpus images --teacher absent.safetensors", "no model file absent.safetensors"),
+        ("dfss-score --corpus images --teacher absent.safetensors", "model file absent.safetensors does not exist"),
         ("dfss-score --corpus images --teacher plain.safetensors", "no BatchNorm"),
         ("dfss-score --corpus imagenet --teacher teacher.safetensors", "DFSS_IMAGENET_ROOT"),
         ("dfss-score --corpus imagenett --teacher teacher.safetensors", "imagenet"),
@@ -159,7 +159,10 @@ def test_the_catalogue_is_listed_without_further_arguments(run_command: Run) -> 
         ("dfss-synthesize --teacher teacher.safetensors --out images", "images already exists"),
         ("dfss-synthesize --teacher teacher.safetensors --out labelled --overwrite", "so it is not replaced"),
         ("dfss-synthesize --teacher teacher.safetensors --steps 0", "--steps is 0; give 1 or more"),
-        ("dfss-import --builder Unet/resnet18 --weights no.pth --num-classes 3 --out x.safetensors", "no weights file"),
+        (
+            "dfss-import --builder Unet/resnet18 --weights no.pth --num-classes 3 --out x.safetensors",
+            "weights file no.pth does not exist",
+        ),
         ("dfss-train --data labelled --builder tiny_models:tiny --image-size big", "not HEIGHTxWIDTH"),
     ],
 )

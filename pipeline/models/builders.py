@@ -1,7 +1,7 @@
 """Networks by name: ``torchvision:NAME``, ``smp:ARCHITECTURE/ENCODER`` or ``package.module:factory``.
 
-Heavy libraries are imported by the builder that needs them. A model file may come from anywhere, so a factory of the
-user's own is only called when the user has named its module in the environment variable ``DFSS_TRUSTED_BUILDERS``.
+Each builder imports the heavy library that it needs. A model file may come from anywhere. So a factory of the user's
+own is only called if the environment variable ``DFSS_TRUSTED_BUILDERS`` names its module.
 """
 
 import copy
@@ -19,7 +19,7 @@ from storage.errors import ModelError
 TRUSTED_BUILDERS = "DFSS_TRUSTED_BUILDERS"
 
 
-# Arguments that would fetch weights, or that the model's description already gives.
+# Arguments that would download weights, or that the model's description already gives.
 RESERVED = {"weights", "weights_backbone", "encoder_weights", "num_classes", "classes"}
 
 
@@ -41,7 +41,7 @@ def build_network(
             f"{builder}: argument {reserved[0]!r} is not allowed here; weights and classes come from the file"
         )
     if family not in FAMILIES and pretrained_backbone:
-        raise ModelError(f"{builder} has no pretrained backbone that we know; leave --pretrained-backbone out")
+        raise ModelError(f"{builder} has no known pretrained backbone; leave out --pretrained-backbone")
     try:
         if family in FAMILIES:
             return FAMILIES[family](name, num_classes, arguments, pretrained_backbone)
@@ -78,16 +78,18 @@ def _from_smp(name: str, num_classes: int, arguments: Mapping[str, Any], pretrai
 
 
 class Unused(nn.Identity):
-    """Stands where a part was that no logit depends on."""
+    """Replaces a part of a network that no logit depends on."""
 
     def forward(self, input: Tensor, *_: Any) -> Tensor:
-        """What came, whatever came with it."""
+        """Return the first input."""
         return input
 
 
 def without_unused(network: nn.Module) -> nn.Module:
-    """The network without what its logits do not depend on: smp keeps the encoder's stages beyond ``encoder_depth``,
-    runs one of them with some encoders, and would have them all saved. One that takes no 64x64 images stays as it is.
+    """The network without the parts that its logits do not depend on.
+
+    smp keeps the encoder's stages beyond ``encoder_depth``, runs one of them with some encoders, and would save them
+    all. A network that does not take 64x64 images is returned unchanged.
     """
     lean, training = copy.deepcopy(network).eval(), network.training
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -97,7 +99,7 @@ def without_unused(network: nn.Module) -> nn.Module:
             logits = lean(image)
             _replace(lean, lambda module: all(parameter.grad is None for parameter in module.parameters()))
             same = torch.allclose(lean(image), logits)
-    except Exception:  # whatever a foreign network says to another size, or to a part that is not there any more
+    except Exception:  # a foreign network may raise anything at another size, or without one of its parts
         same = False
     lean.zero_grad(set_to_none=True)
     return lean.train(training) if same else network
@@ -120,7 +122,7 @@ def _from_factory(module: str, factory: str, num_classes: int, arguments: Mappin
     trusted = [name.strip() for name in os.environ.get(TRUSTED_BUILDERS, "").split(",")]
     if module not in trusted:
         raise ModelError(
-            f"the model wants to run {module}:{factory} to rebuild itself; if you trust that code, "
+            f"the model runs {module}:{factory} to build its network; if you trust that code, "
             f"set {TRUSTED_BUILDERS}={module}"
         )
     network = getattr(importlib.import_module(module), factory)(num_classes=num_classes, **arguments)
@@ -130,14 +132,18 @@ def _from_factory(module: str, factory: str, num_classes: int, arguments: Mappin
 
 
 def segmentation_names() -> list[str]:
-    """Names that ``torchvision:`` knows."""
+    """The names of torchvision's segmentation models."""
     from torchvision.models import list_models, segmentation
 
     return sorted(list_models(module=segmentation))
 
 
 def resolve_builder(name: str) -> str:
-    """Short names -> builders: ``lraspp_mobilenet_v3_large``, ``Unet/mobilenet_v2``; full builders pass through."""
+    """The builder of a short name such as ``lraspp_mobilenet_v3_large`` or ``Unet/mobilenet_v2``, or a full builder.
+
+    Raises:
+        ModelError: no network has this name.
+    """
     if ":" in name:
         return name
     if "/" in name:

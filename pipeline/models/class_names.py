@@ -1,4 +1,4 @@
-"""Names of the classes of labelled data: ``classes.txt``, or a list on the command line."""
+"""Class names of labelled data, from ``classes.txt`` or from a list on the command line."""
 
 import dataclasses
 from pathlib import Path
@@ -12,7 +12,7 @@ VOID = 255
 
 
 def find_class_names(root: str | Path) -> tuple[str, ...] | None:
-    """Class names of ``classes.txt`` in the folder or the one above; None where there is none."""
+    """The class names in ``classes.txt`` of the folder or its parent; None if neither has this file."""
     for folder in (Path(root), Path(root).parent):
         if (folder / "classes.txt").is_file():
             return read_class_names(str(folder / "classes.txt"))
@@ -20,7 +20,11 @@ def find_class_names(root: str | Path) -> tuple[str, ...] | None:
 
 
 def read_class_names(text: str) -> tuple[str, ...]:
-    """Parse ``road,car,tree``, or a file with one name or ``id name`` a line (255 is void and left out)."""
+    """Parse ``road,car,tree``, or a file with a name or ``id name`` on each line; id 255 is void and left out.
+
+    Raises:
+        SettingsError: the text is neither, or the ids do not count up from 0.
+    """
     if not Path(text).is_file():
         names = tuple(name.strip() for name in text.split(","))
         if len(names) < 2 or not all(names):
@@ -33,11 +37,11 @@ def read_class_names(text: str) -> tuple[str, ...]:
         return tuple(" ".join(row) for row in rows)
     ids = [int(row[0]) for row in rows if int(row[0]) != VOID]
     if ids != list(range(len(ids))):
-        raise SettingsError(f"{text}: class ids must count up from 0, they are {ids}")
+        raise SettingsError(f"{text}: class ids must count up from 0, but they are {ids}; correct the file")
     return tuple(row[1] for row in rows if int(row[0]) != VOID)
 
 
 ClassNames = Annotated[
     tuple[str, ...], dataclasses.replace(NAMES_FORM, metavar="NAME,...|FILE", parse=read_class_names)
 ]
-"""A setting: names, which a command line may also give as a file."""
+"""A setting of class names. The command line may also name a file of them."""

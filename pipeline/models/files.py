@@ -1,4 +1,4 @@
-"""A model is one file: safetensors weights whose header says how to rebuild the network (docs/artifacts.md).
+"""Model files: safetensors weights whose header says how to rebuild the network (docs/artifacts.md).
 
 Teacher and student are the same kind of file. The header's metadata key ``dfss`` holds a ModelSpec as JSON.
 """
@@ -18,19 +18,23 @@ from storage.files.publish import publish
 
 
 def save_model(model: Segmenter, path: Path) -> None:
-    """Write weights and description to one file, whole or not at all. The same weights give the same bytes."""
+    """Write weights and description to one file, atomically. The same weights give the same bytes."""
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.network.state_dict().items()}
     with publish(path) as partial:
         save_file(tensors, partial, metadata={METADATA_KEY: model.spec.to_json()})
 
 
 def read_spec(path: Path) -> ModelSpec:
-    """Read only a model file's description."""
+    """Read only a model file's description.
+
+    Raises:
+        ModelError: the file does not exist, is not safetensors, or holds no valid description.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except FileNotFoundError:
-        raise ModelError(f"no model file {path}; make one with dfss-import or dfss-train") from None
+        raise ModelError(f"model file {path} does not exist; make one with dfss-import or dfss-train") from None
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path} is not a safetensors file ({error}); make one with dfss-import") from error
     if METADATA_KEY not in metadata:
@@ -42,7 +46,11 @@ def read_spec(path: Path) -> ModelSpec:
 
 
 def load_model(source: str | Path) -> Segmenter:
-    """Load a model file, or official weights by name (``torchvision:deeplabv3_resnet50@DEFAULT``), in eval mode."""
+    """Load a model file, or official weights by name (``torchvision:deeplabv3_resnet50@DEFAULT``), in eval mode.
+
+    Raises:
+        ModelError: the file is missing or damaged, its network is not trusted, or its weights do not fit.
+    """
     if isinstance(source, str) and "@" in source and not Path(source).exists():
         return _load_official(source)
     path = Path(source)
@@ -70,8 +78,10 @@ def _load_official(name: str) -> Segmenter:
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, origin: str) -> None:
-    """Fill a network. An auxiliary head that only training needs and stages that never run are left out; any other
-    difference is a ModelError.
+    """Load weights into a network. An auxiliary head for training and stages that never run are left out.
+
+    Raises:
+        ModelError: names or shapes differ in any other way, or a weight is not finite.
     """
     wanted = network.state_dict()
     left_out = [
@@ -80,7 +90,7 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, origin: s
     ]
     unused = {name for name in weights if name.startswith(tuple(left_out)) and name not in wanted}
     weights = {name: tensor for name, tensor in weights.items() if name not in unused}
-    # Written by networks older than this counter; it plays no part in inference.
+    # Old networks were saved without this counter, which inference does not use.
     missing = sorted(name for name in wanted.keys() - weights.keys() if not name.endswith("num_batches_tracked"))
     unknown = sorted(weights.keys() - wanted.keys())
     shapes = [

@@ -1,4 +1,4 @@
-"""Watching what the modules of a network see, and a first pass to see whether a model works."""
+"""Hooks on the inputs of a network's modules, and a test pass that shows whether a model works."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,7 +13,10 @@ from storage.errors import ModelError
 
 @contextmanager
 def on_inputs(acts: Iterable[tuple[nn.Module, Callable[[Tensor], None]]]) -> Iterator[None]:
-    """Inside the block, call each module's function with its input before it runs, however the input is passed."""
+    """Inside the block, call each module's function with its input before it runs.
+
+    The input may be a positional or a keyword argument.
+    """
     with ExitStack() as hooks:
         for module, act in acts:
             hooks.callback(module.register_forward_pre_hook(partial(_call, act), with_kwargs=True).remove)
@@ -25,10 +28,10 @@ def _call(act: Callable[[Tensor], None], _: nn.Module, inputs: tuple[Tensor, ...
 
 
 def probe(teacher: Segmenter) -> None:
-    """Run one grey image through a model, to see whether it works at the size that it says.
+    """Run one grey image through a model, to see whether it works at the size in its description.
 
     Raises:
-        ModelError: the network refuses the size, or its output is not what its description says.
+        ModelError: the network refuses the size, or its output does not match its description.
     """
     height, width = teacher.spec.image_size
     image = torch.full((1, 3, height, width), 0.5, device=teacher.device)

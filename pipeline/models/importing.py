@@ -18,7 +18,7 @@ from pipeline.settings import ImportSettings
 from storage.errors import ModelError, SettingsError
 from storage.progress import Progress, Step, ignore
 
-# Where training frameworks put the state dict inside a checkpoint, and what they put before its names.
+# The keys under which training frameworks keep a state dict in a checkpoint, and the prefixes of its names.
 NESTED_KEYS = ("state_dict", "model_state_dict", "model_state", "model")
 PREFIXES = ("module.", "_orig_mod.", "model.", "network.")
 
@@ -28,7 +28,7 @@ def import_weights(settings: ImportSettings, progress: Progress = ignore) -> Mod
 
     Raises:
         ModelError: the weights cannot be read safely, or do not fit.
-        SettingsError: the options contradict each other, or the file is there already.
+        SettingsError: the options contradict each other, or the file already exists.
     """
     out = Path(settings.out)
     if out.exists() and not settings.overwrite:
@@ -65,20 +65,22 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Read tensors from .safetensors, or from a torch file with ``weights_only``.
 
     Raises:
-        ModelError: no such file, a file that needs unpickling, or one that holds no state dict.
+        ModelError: the file does not exist, needs unpickling, or holds no state dict.
     """
     if not path.is_file():
-        raise ModelError(f"no weights file {path}; see --weights")
+        raise ModelError(f"weights file {path} does not exist; give another --weights")
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(
-            f"{path} holds more than tensors and would have to run code to be read; save its state_dict() alone"
+            f"{path} holds more than tensors, and reading it would run code; save its state_dict() alone"
         ) from error
     except (SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
-        raise ModelError(f"{path} cannot be read as weights: {' '.join(str(error).split())[:200]}") from error
+        raise ModelError(
+            f"{path} cannot be read as weights ({' '.join(str(error).split())[:200]}); save model.state_dict()"
+        ) from error
     return _find_state_dict(content, path)
 
 
@@ -97,7 +99,7 @@ def _find_state_dict(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 def strip_prefix(weights: Mapping[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
-    """Take off what DataParallel, torch.compile and trainers put before every name, where that makes names fit."""
+    """Remove the prefix that DataParallel, torch.compile or a trainer put before every name, if the names then fit."""
     names = dict(weights)
     for _ in PREFIXES:
         for prefix in PREFIXES:

@@ -15,7 +15,7 @@ from storage.errors import ModelError
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class OfficialWeights:
-    """Published weights of a torchvision segmentation model and how to feed it."""
+    """Published weights of a torchvision segmentation model, and the input that it expects."""
 
     weights: Mapping[str, Tensor]
     class_names: tuple[str, ...]
@@ -29,7 +29,7 @@ def official_weights(builder: str, version: str) -> OfficialWeights:
     """Fetch published weights through torchvision's cache.
 
     Raises:
-        ModelError: no such model or version, or the file is neither in the cache nor to be had from here.
+        ModelError: the model or version does not exist, or its file is not in the cache and cannot be fetched.
     """
     from torchvision.models import get_model_weights
 
@@ -60,6 +60,6 @@ def _fetch(entry: Any, builder: str) -> Mapping[str, Tensor]:
         reason = getattr(error, "reason", error)
         raise ModelError(
             f"weights of {builder} are not in {cached} and cannot be fetched ({reason}); "
-            f"get {entry.url} elsewhere and put it there"
+            f"download {entry.url} elsewhere and put it there"
         ) from error
     return state

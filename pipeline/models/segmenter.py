@@ -1,4 +1,4 @@
-"""A segmentation model: a network, how to rebuild it and how to feed it.
+"""A segmentation model: a network with the description of how to rebuild it and what input it expects.
 
 Normalisation belongs to the model: a :class:`Segmenter` takes RGB in [0, 1] and returns logits at the size of its
 input, whatever its network does inside. So teacher and student may differ in both.
@@ -30,14 +30,18 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSpec:
-    """How to rebuild a network and how to feed it."""
+    """How to rebuild a network, and what input it expects.
+
+    Raises:
+        ModelError: a field is out of range or contradicts another.
+    """
 
     builder: str
     """``torchvision:NAME``, ``smp:ARCHITECTURE/ENCODER`` or ``package.module:factory``."""
     num_classes: int
     class_names: tuple[str, ...]
     image_size: tuple[int, int]
-    """Height and width, in pixels, of the images that the network was made for."""
+    """Height and width, in pixels, of the images that the network was trained for."""
     arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Further keyword arguments of the builder."""
     mean: tuple[float, ...] = IMAGENET_MEAN
@@ -65,7 +69,11 @@ class ModelSpec:
 
     @classmethod
     def from_json(cls, text: str) -> "ModelSpec":
-        """Parse what :meth:`to_json` wrote. Raises ModelError where a field is missing, unknown or malformed."""
+        """Parse the text that :meth:`to_json` wrote.
+
+        Raises:
+            ModelError: a field is missing, unknown or malformed.
+        """
         try:
             fields: dict[str, Any] = {
                 name: tuple(v) if isinstance(v, list) else v for name, v in json.loads(text).items()
@@ -76,7 +84,7 @@ class ModelSpec:
 
 
 class Segmenter(nn.Module):
-    """A segmentation network with its normalisation in front and its logits brought to the input's size."""
+    """A segmentation network that normalises its input and resizes its logits to the size of the input."""
 
     mean_3HW: Tensor
     std_3HW: Tensor
@@ -90,22 +98,23 @@ class Segmenter(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes."""
+        """The device of the weights."""
         return self.mean_3HW.device
 
     def normalise(self, images_N3HW: Tensor) -> Tensor:
-        """What the network sees, in channels_last: uint8 or float in [0, 1] -> normalised float [N, 3, H, W]."""
+        """Normalise images, uint8 or float in [0, 1], to the network's input, float [N, 3, H, W] in channels_last."""
         if images_N3HW.dtype == torch.uint8:
             images_N3HW = images_N3HW.to(self.mean_3HW.dtype) / 255
         normalised = (images_N3HW - self.mean_3HW) / self.std_3HW
         return normalised.contiguous(memory_format=torch.channels_last)
 
     def forward(self, images_N3HW: Tensor) -> Tensor:
-        """RGB images, uint8 or float in [0, 1], [N, 3, H, W] -> logits [N, K, H, W]."""
+        """Compute logits [N, K, H, W] of RGB images [N, 3, H, W], uint8 or float in [0, 1]."""
         logits = _logits(self.network(self.normalise(images_N3HW)))
         if logits.shape[1] != self.spec.num_classes:
             raise ModelError(
-                f"{self.spec.builder} gives {logits.shape[1]} classes, its description says {self.spec.num_classes}"
+                f"{self.spec.builder} gives {logits.shape[1]} classes, but its description {self.spec.num_classes}; "
+                "correct --num-classes"
             )
         if logits.shape[-2:] != images_N3HW.shape[-2:]:
             logits = F.interpolate(logits, size=images_N3HW.shape[-2:], mode="bilinear", align_corners=False)
@@ -113,7 +122,7 @@ class Segmenter(nn.Module):
 
 
 def _logits(output: Any) -> Tensor:
-    """The one place that knows what segmentation networks return: a tensor, a dict, an object or a tuple."""
+    """The logits in a network's output, which may be a tensor, a dict, an object or a tuple."""
     if isinstance(output, Mapping):
         output = output.get("out", output.get("logits"))
     elif hasattr(output, "logits"):
@@ -128,18 +137,22 @@ def _logits(output: Any) -> Tensor:
 
 
 def build_model(spec: ModelSpec, *, pretrained_backbone: bool = False) -> Segmenter:
-    """Build a network with fresh weights (or a pretrained backbone, where the builder has one)."""
+    """Build a network with random weights, or with a pretrained backbone if the builder has one.
+
+    Raises:
+        ModelError: the builder is unknown, untrusted, or refuses its arguments.
+    """
     network = build_network(spec.builder, spec.num_classes, spec.arguments, pretrained_backbone=pretrained_backbone)
     return Segmenter(network, spec).to(memory_format=torch.channels_last)
 
 
 def fingerprint(model: Segmenter) -> str:
-    """Sha256 over weights, builder, arguments and normalisation: what decides a forward pass."""
+    """SHA-256 (hex) of weights, builder, arguments and normalisation, which determine a forward pass."""
     spec = model.spec
     about = json.dumps([spec.builder, spec.arguments, spec.mean, spec.std], sort_keys=True)
     digest = hashlib.sha256(about.encode())
     for name, tensor in sorted(model.network.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        # Bytes, so that dtypes which numpy lacks (bfloat16) work too.
+        # Bytes are hashed, so that dtypes which numpy lacks (bfloat16) work too.
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
