@@ -5,8 +5,9 @@ Per layer l with statistics mu, var of the image and running mu^, var^ (sigma^2 
 ``paper`` (arXiv 2512.13175):  ||mu - mu^||_2  and  ||var - var^||_2
 ``standardized`` (ours):       rms_c((mu - mu^) / sigma^)  and  rms_c(log(sigma^2 / sigma^^2)), free of channel scale
 
-An image's distance is the mean over the monitored layers of the sum of the two; for one layer it is the paper's.
-To add a distance, write its formula, a line in :data:`DISTANCES`, and its name in ``pipeline.settings.DistanceKind``.
+An image's distance is the sum of the two, averaged over the monitored layers. ``paper`` with one layer is the paper's
+distance. To add a distance, write its formula, add a line to :data:`DISTANCES`, and add its name to
+``pipeline.settings.DistanceKind``.
 
 Shapes: N images, L layers, C channels.
 """
@@ -33,12 +34,12 @@ def layer_distances(
 
 
 def distance(layer_distance_NL2: Tensor) -> Tensor:
-    """One number per image, [N]."""
+    """The distance of each image, [N]: the sum of both parts, averaged over the layers."""
     return layer_distance_NL2.sum(dim=2).mean(dim=1)
 
 
 def standard_scores(statistics: LayerStatistics, layer: BatchNormLayer) -> Tensor:
-    """(mu - mu^) / sigma^ per channel, [N, C]."""
+    """The standard scores (mu - mu^) / sigma^ of each channel, [N, C]."""
     mean_C, var_C = _running(layer)
     return (statistics.mean_NC - mean_C) / var_C.add(layer.module.eps).sqrt()
 

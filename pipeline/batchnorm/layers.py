@@ -24,22 +24,22 @@ class BatchNormLayer:
     """Path of the module in the network."""
     module: BatchNorm
     positions: int
-    """H * W of its input for the teacher's image size."""
+    """H * W of its input at the teacher's image size."""
 
     @property
     def channels(self) -> int:
-        """C."""
+        """The number of channels, C."""
         return int(self.module.num_features)
 
 
 def find_layers(teacher: Segmenter) -> list[BatchNormLayer]:
     """List the BatchNorm layers that can be monitored, in the order in which a forward pass reaches them.
 
-    A layer whose input is a single position (after global pooling) has no variance over (H, W) and is left out; so is
-    one that a pass runs through twice, whose running statistics mix two inputs.
+    A layer whose input is a single position (after global pooling) has no variance over (H, W) and is left out. A layer
+    that a pass runs through twice is left out too, because its running statistics mix two inputs.
 
     Raises:
-        ModelError: the teacher has no BatchNorm with running statistics; the message names what it has instead. Or one
+        ModelError: the teacher has no BatchNorm with running statistics (the message names its normalisation), or one
             of its layers uses batch statistics in eval mode.
     """
     named = {
@@ -67,7 +67,8 @@ def find_layers(teacher: Segmenter) -> list[BatchNormLayer]:
     ]
     if not layers:
         raise ModelError(
-            f"no BatchNorm layer of the teacher ({teacher.spec.builder}) sees more than one position, once per pass"
+            f"no BatchNorm layer of the teacher ({teacher.spec.builder}) can be monitored: each sees a single position "
+            "or runs twice per pass; use another teacher or a larger image size"
         )
     return layers
 
@@ -77,7 +78,7 @@ def _refuse_batch_statistics(teacher: Segmenter) -> None:
         if isinstance(module, BatchNorm) and module.running_mean is None:
             raise ModelError(
                 f"layer {name} of the teacher normalises by its batch even in eval mode (track_running_stats=False), "
-                "so an image's statistics would depend on its neighbours; use one with running statistics throughout"
+                "so an image's statistics would depend on its batch; use a teacher with running statistics throughout"
             )
 
 
@@ -87,17 +88,17 @@ def _normalisation(network: nn.Module) -> str:
 
 
 def choose_layers(layers: Sequence[BatchNormLayer], wanted: Sequence[str]) -> list[BatchNormLayer]:
-    """Pick layers by ``default``, ``all``, names and globs; in the order of the forward pass.
+    """Choose layers by ``default``, ``all``, names and globs, in the order of the forward pass.
 
     Raises:
-        ModelError: a name matches no layer; the message shows some that exist.
+        ModelError: a name matches no layer; the message lists some that exist.
     """
     chosen: set[str] = set()
     for pattern in wanted:
         found = GROUPS[pattern](layers) if pattern in GROUPS else _matching(layers, pattern)
         if not found:
             shown = ", ".join(layer.name for layer in layers[:: max(1, len(layers) // 6)])
-            raise ModelError(f"no BatchNorm layer is called {pattern!r}; there are, among others, {shown}")
+            raise ModelError(f"no BatchNorm layer is called {pattern!r}; choose for example from {shown}")
         chosen |= {layer.name for layer in found}
     return [layer for layer in layers if layer.name in chosen]
 
@@ -107,10 +108,10 @@ def _matching(layers: Sequence[BatchNormLayer], pattern: str) -> list[BatchNormL
 
 
 def default_layers(layers: Sequence[BatchNormLayer]) -> list[BatchNormLayer]:
-    """The layers from 75 % to 80 % of the backbone's depth (docs/method.md says why); what follows need not run.
+    """The layers from 75 % to 80 % of the backbone's depth (ours; docs/method.md says why). Later layers need not run.
 
-    The backbone is what shares the first layer's top-level module (``backbone.``, ``encoder.``), or the whole network
-    where that is only a small part of it.
+    The backbone is the top-level module of the first layer (``backbone.``, ``encoder.``). If that holds less than a
+    third of the layers, the whole network counts as the backbone.
     """
     top = layers[0].name.partition(".")[0]
     backbone = [layer for layer in layers if layer.name.partition(".")[0] == top]

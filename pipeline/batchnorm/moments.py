@@ -1,4 +1,4 @@
-"""Per-image statistics of what a teacher's BatchNorm layers see (DESIGN section 2; arXiv 2512.13175).
+"""Per-image statistics of the inputs of a teacher's BatchNorm layers (arXiv 2512.13175).
 
 For image x and monitored layer l, mu_l(x) and var_l(x) are the per-channel mean and *biased* variance of the layer's
 input over (H, W) of this one image, never over the batch, with the teacher in eval mode.
@@ -31,16 +31,16 @@ class LayerStatistics:
 
 
 class _StopForwardError(Exception):
-    """Raised inside a hook once everything that was asked for is known."""
+    """Raised in a hook after the last monitored layer, to end the forward pass."""
 
 
 @contextmanager
 def record_bn_statistics(
     layers: Sequence[BatchNormLayer], *, stop_after_last: bool
 ) -> Iterator[dict[str, LayerStatistics]]:
-    """Collect statistics of every forward pass inside the block, by layer name; each pass replaces the last one's.
+    """Collect the statistics of forward passes inside the block, by layer name. Each pass replaces those of the last.
 
-    With ``stop_after_last`` a pass ends where the last of ``layers`` has been measured: run it by :func:`measure`.
+    With ``stop_after_last`` a pass ends as soon as the last of ``layers`` is measured; run it by :func:`measure`.
     """
     found: dict[str, LayerStatistics] = {}
     last = layers[-1].name
@@ -55,7 +55,7 @@ def record_bn_statistics(
 
 
 def measure(teacher: Segmenter, images_N3HW: Tensor) -> Tensor | None:
-    """Run a forward pass that a statistics recorder may stop. Returns logits, None where it was stopped."""
+    """Run a forward pass that a recorder of statistics may stop. Return the logits, or None if it was stopped."""
     with suppress(_StopForwardError):
         logits: Tensor = teacher(images_N3HW)
         return logits
@@ -63,7 +63,7 @@ def measure(teacher: Segmenter, images_N3HW: Tensor) -> Tensor | None:
 
 
 def statistics_of(input_NCHW: Tensor, module: BatchNorm) -> LayerStatistics:
-    """Mean and biased variance over (H, W), accumulated in float32 whatever the input's precision."""
+    """Mean and biased variance over (H, W), accumulated in float32 whatever the precision of the input."""
     if input_NCHW.device.type == "cpu":
         return LayerStatistics(*_moments_by_image(input_NCHW.float()))
     assert module.running_mean is not None  # find_layers saw to it
@@ -71,16 +71,18 @@ def statistics_of(input_NCHW: Tensor, module: BatchNorm) -> LayerStatistics:
 
 
 def _moments_by_image(input_NCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """One image at a time through the reduction of BatchNorm's own training kernel, which is two-pass and writes
-    nothing: on a CPU a tenth of the time of plain means.
+    """Mean and biased variance, [N, C] each, by the reduction of BatchNorm's own training kernel, image by image.
+
+    It takes two passes and writes no intermediate tensor. On a CPU it needs a tenth of the time of plain means.
     """
     images = [torch.batch_norm_update_stats(image[None], None, None, 0.0) for image in input_NCHW]
     return torch.stack([mean_C for mean_C, _ in images]), torch.stack([var_C for _, var_C in images])
 
 
 class FusedMoments:
-    """:func:`shifted_moments` as torch.compile makes it, one kernel that reads its input once. Where that fails, on a
-    machine without a working compiler, uncompiled from then on, which reads and writes it several times.
+    """:func:`shifted_moments`, compiled by torch.compile into one kernel that reads its input once.
+
+    On a machine without a working compiler it runs uncompiled, which reads and writes the input several times.
     """
 
     def __init__(self) -> None:
@@ -103,8 +105,9 @@ _fused_moments = cache(FusedMoments)  # at the first use: torch.compile takes se
 
 
 def shifted_moments(input_NCHW: Tensor, running_mean_C: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance by two plain means. Around the running mean, E[(x - m)^2] - E[x - m]^2 does not suffer the
-    cancellation of E[x^2] - E[x]^2, whose error grows with (mu / sigma)^2.
+    """Mean and biased variance by two plain means around the running mean m, [N, C] each.
+
+    E[(x - m)^2] - E[x - m]^2 avoids the cancellation of E[x^2] - E[x]^2, whose error grows with (mu / sigma)^2.
     """
     shifted = input_NCHW.float() - running_mean_C.view(1, -1, 1, 1)
     offset_NC = shifted.mean(dim=(2, 3))
