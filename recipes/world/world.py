@@ -193,9 +193,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         world = read_settings(arguments)
         make_world(world)
-    except DFSSError as error:
+    except (DFSSError, OSError) as error:
         print(f"world.py: error: {error}", file=sys.stderr)
-        return error.exit_code
+        return getattr(error, "exit_code", 1)
     print(f"drew {world.part} of {world.out}")
     return 0
 

@@ -185,6 +185,10 @@ def test_the_script_says_in_one_line_what_is_wrong(capsys: pytest.CaptureFixture
     Path("params.yaml").write_text("dfss:\n  world: {wilde: 7}\n")
     assert world.main([]) == 2
     assert capsys.readouterr().err.startswith("world.py: error: params.yaml: dfss.world.wilde is no setting")
+    Path("params.yaml").unlink()
+    Path("file").write_text("")
+    assert world.main(["--out", "file/world", "--part", "val"]) == 1
+    assert capsys.readouterr().err.startswith("world.py: error: ")
 
 
 @pytest.mark.parametrize(
