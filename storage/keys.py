@@ -45,7 +45,8 @@ def distinct_keys(names: list[str], source: Sequence[int] | NDArray[np.int32], s
     return keys
 
 
-def _all_differ(names: list[str]) -> bool:
+def all_differ(names: list[str]) -> bool:
+    """Tell whether no name occurs twice."""
     # Hashes are compared first: a set of millions of names would be the peak of a whole run's memory.
     hashes = np.fromiter(map(hash, names), dtype=np.int64, count=len(names))
     hashes.sort()

@@ -31,10 +31,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.evaluation import Evaluation
-from distill.losses import WeightedSum
 from distill.objective import Distillation
 from distill.settings import OptimisationSettings
 from distill.training.loop import ahead
+from distill.training.processes import WeightedSum
 from distill.training.run_folder import RunFolder
 from pipeline.models.files import save_model
 from pipeline.models.segmenter import ModelSpec, Segmenter, build_model
