@@ -270,7 +270,9 @@ def test_a_layer_says_over_how_many_positions_it_averages_and_two_are_enough() -
 
 
 def test_a_teacher_whose_layers_see_one_position_alone_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"no BatchNorm layer of the teacher \(tiny_models:tiny\) sees more than one"):
+    with pytest.raises(
+        ModelError, match=r"no BatchNorm layer of the teacher \(tiny_models:tiny\) can .* a single position"
+    ):
         find_layers(Segmenter(Shrinking((1, 1)), tiny_spec()).eval())
 
 
@@ -301,7 +303,7 @@ def test_a_backbone_of_any_depth_has_default_layers(count: int, expected: list[i
     ("count", "shown"), [(3, "0, 1, 2"), (13, "0, 2, 4, 6, 8, 10, 12"), (21, "0, 3, 6, 9, 12, 15, 18")]
 )
 def test_an_unknown_layer_is_told_of_some_six_evenly_over_the_network(count: int, shown: str) -> None:
-    with pytest.raises(ModelError, match=f"there are, among others, {shown}$"):
+    with pytest.raises(ModelError, match=rf"no BatchNorm layer is called .tail.;\D*{shown}$"):
         choose_layers(named_layers(*map(str, range(count))), ("tail",))
 
 
