@@ -1,1 +1,1 @@
-"""Stage one: every image of a corpus measured against the teacher and kept in a store."""
+"""Scoring, stage one: measures every image of a corpus against the teacher and keeps the scores in a store."""

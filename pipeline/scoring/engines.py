@@ -1,8 +1,7 @@
-"""Who works: an engine hands work units to workers. What a worker does with them is pipeline.scoring.worker's affair.
+"""Engines, which hand work units to workers. The module pipeline.scoring.worker says what a worker does with them.
 
-An engine may work anywhere and in any order, and may do a unit twice: what is still to be done comes from the store,
-and a unit done twice writes the same bytes. The caller alone makes the store, claims it, builds the index and completes
-it.
+An engine may score units anywhere, in any order, and even twice. The store says which units are pending, and a unit
+scored twice gives the same bytes. The caller alone makes the store, claims it, builds the index and marks it complete.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,17 +12,17 @@ from storage.scores.store import ScoreStore
 
 
 class Engine(Protocol):
-    """Has every unit scored and committed before it returns."""
+    """Scores and commits every unit before it returns."""
 
     def __call__(
         self, job: Job, store: ScoreStore, units: Sequence[range], timing: Timing, advance: Callable[[int], None]
     ) -> None:
-        """Score ``units``; add the seconds it took to ``timing``, and tell ``advance`` of the rows done."""
+        """Score ``units``, add the seconds to ``timing``, and call ``advance`` with each number of finished rows."""
         ...
 
 
 def in_this_process(
     job: Job, store: ScoreStore, units: Sequence[range], timing: Timing, advance: Callable[[int], None]
 ) -> None:
-    """One worker, here."""
+    """Score the units by one worker in this process."""
     score_units(job, store, units, timing, advance)

@@ -1,7 +1,7 @@
-"""Stage one: stream a corpus through the teacher and keep every image's distance, embedding and fate.
+"""Stage one: stream a corpus through the teacher and keep every image's distance, embedding and status.
 
-The run makes the store, claims it, has an engine score what is still to be scored, builds the diversity index and marks
-the store complete. Every image ends as scored, unreadable or rejected.
+A run makes the store, claims it, has an engine score the pending units, builds the diversity index and marks the store
+complete. Every image ends as scored, unreadable or rejected.
 """
 
 import dataclasses
@@ -29,33 +29,39 @@ QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ScoreResult:
-    """What a complete store holds, and where this run's time went."""
+    """A summary of a complete store, and the time that this run took."""
 
     path: Path
     scored: int
     unreadable: int
     rejected: int
     quantiles: dict[float, float]
-    """Of the distance; empty where nothing was scored."""
+    """Quantiles of the distance; empty if no image was scored."""
     first_errors: list[tuple[str, str]]
-    """Key and error of the first images that were not scored."""
+    """Key and error of the first unreadable and rejected images."""
     timing: Timing
     already_complete: bool
 
 
 def score(settings: ScoreSettings, progress: Progress = ignore) -> ScoreResult:
-    """Score what is still to be scored, build the index, and mark the store complete.
+    """Score the pending images, build the index, and mark the store complete.
 
     Raises:
         CorpusError: the corpus is missing or empty.
-        ModelError: the teacher is missing, has no BatchNorm, or lacks a layer asked for.
+        ModelError: the teacher is missing, has no BatchNorm, or lacks a layer in ``layers``.
         StoreError: the store was made with other settings, or another run is writing it.
     """
     return run(prepare(settings), progress)
 
 
 def prepare(settings: ScoreSettings) -> Job:
-    """Resolve everything that can be wrong before anything is written."""
+    """Check the settings, the teacher and the corpus before anything is written.
+
+    Raises:
+        CorpusError: the corpus is missing or empty.
+        ModelError: the teacher cannot be used.
+        SettingsError: the settings cannot be used, or no such device exists.
+    """
     corpus = resolve_corpus(settings.corpus, settings.root)
     scorer = make_scorer(settings)
     manifest = list_images(corpus)
@@ -65,7 +71,12 @@ def prepare(settings: ScoreSettings) -> Job:
 
 
 def run(job: Job, progress: Progress = ignore, engine: Engine = in_this_process) -> ScoreResult:
-    """Carry out a prepared job."""
+    """Carry out a prepared job.
+
+    Raises:
+        CorpusError: the corpus no longer exists.
+        StoreError: the store was made with other settings, or another run is writing it.
+    """
     timing, path = Timing(), Path(job.settings.out)
     with exclusive(path):
         store = _open(path, job)
@@ -82,7 +93,7 @@ def run(job: Job, progress: Progress = ignore, engine: Engine = in_this_process)
 
 
 def attributes(job: Job) -> Attributes:
-    """Everything that the scores depend on: what a second run has to agree with."""
+    """Everything that the scores depend on. A run that continues the store must agree with it."""
     settings, teacher, layers = job.settings, job.scorer.teacher, job.scorer.layers
     height, width = teacher.spec.image_size
     return {
@@ -107,7 +118,7 @@ def attributes(job: Job) -> Attributes:
 
 
 def _sources(job: Job) -> Attributes:
-    """Where things were: later stages look there, and a run may find them elsewhere."""
+    """The places of corpus and teacher. Later stages look there; a run that continues may find them elsewhere."""
     return {
         "corpus": dataclasses.asdict(job.corpus),
         "sources": list(job.manifest.sources),
@@ -123,7 +134,7 @@ def _open(path: Path, job: Job) -> ScoreStore:
             differing = differences(store.attributes, wanted, wanted)
         except StoreError as error:
             if not job.settings.overwrite or not is_store(path):
-                raise  # never replace something that is no store of ours
+                raise  # something that is not a score store is never replaced
             differing = [str(error)]
         if not differing:
             return store
@@ -154,7 +165,7 @@ def _index(store: ScoreStore) -> None:
 
 
 def _summarise(store: ScoreStore, timing: Timing, *, already_complete: bool) -> ScoreResult:
-    """Count fates and describe the distances of a complete store."""
+    """Count the statuses and describe the distances of a complete store."""
     status = store.status()
     distances = store.column("distance")[status == SCORED]
     keys = store.column("key")

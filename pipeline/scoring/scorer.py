@@ -1,4 +1,4 @@
-"""The scorer: images in, the measured columns of the store out, in one forward pass.
+"""The scorer, which measures columns of the store from images, in one forward pass.
 
 Shapes: N images of a batch, L monitored layers, D embedding numbers, K classes.
 """
@@ -24,12 +24,12 @@ from pipeline.settings import DistanceKind, Precision, ScoreSettings
 from storage.errors import SettingsError
 
 Measured = dict[str, NDArray[Any]]
-"""What one forward pass says of N images: the measured columns of the store, [N, ...] each, on the CPU."""
+"""Results of one forward pass of N images: the measured columns of the store, [N, ...] each, on the CPU."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scorer:
-    """Images in, distances and embeddings out."""
+    """Measures the distances and embeddings of images."""
 
     teacher: Segmenter
     layers: list[BatchNormLayer]
@@ -40,7 +40,7 @@ class Scorer:
 
     @property
     def device(self) -> torch.device:
-        """Where the teacher is."""
+        """The device of the teacher."""
         return self.teacher.device
 
     def __call__(self, images_NHW3: NDArray[np.uint8] | Tensor) -> Measured:
@@ -49,7 +49,7 @@ class Scorer:
 
     @torch.inference_mode()
     def launch(self, images_NHW3: NDArray[np.uint8] | Tensor) -> Callable[[], Measured]:
-        """Begin to measure images; call the result to wait for them. A GPU works while the caller does other things."""
+        """Begin to measure images, uint8 [N, H, W, 3]. The returned function waits for a GPU and gives the results."""
         images = torch.as_tensor(images_NHW3).permute(0, 3, 1, 2).to(self.device, non_blocking=True)
         with (
             record_bn_statistics(self.layers, stop_after_last=not self.entropy) as found,
@@ -72,17 +72,17 @@ def make_scorer(settings: ScoreSettings) -> Scorer:
     """Load the teacher and choose its layers.
 
     Raises:
-        ModelError: the teacher is missing, has no BatchNorm, or lacks a layer asked for.
+        ModelError: the teacher is missing, has no BatchNorm, or lacks a layer in ``layers``.
         SettingsError: no such device exists.
     """
     device = pick_device(settings.device)
     if settings.decoder == "nvjpeg" and device.type != "cuda":
         raise SettingsError(
-            f"decoder nvjpeg needs a CUDA device, and this run is on {device}; use --decoder cpu", field="decoder"
+            f"decoder nvjpeg needs a CUDA device, but this run uses {device}; give --decoder cpu", field="decoder"
         )
     if settings.decoder == "nvjpeg" and not nvjpeg.AVAILABLE:
         raise SettingsError(
-            "decoder nvjpeg needs a torchvision that decodes images; use an older one, or --decoder cpu",
+            "decoder nvjpeg needs a torchvision that decodes images; install an older one, or give --decoder cpu",
             field="decoder",
         )
     return scorer_for(
@@ -104,7 +104,11 @@ def scorer_for(
     entropy: bool = False,
     precision: Precision = "float32",
 ) -> Scorer:
-    """Return a scorer for a teacher that is loaded already. Raises ModelError where it lacks BatchNorm or a layer."""
+    """Make a scorer for a loaded teacher.
+
+    Raises:
+        ModelError: the teacher has no BatchNorm, or lacks a layer in ``layers``.
+    """
     chosen = choose_layers(find_layers(teacher), layers)
     return Scorer(
         teacher=teacher,
@@ -117,6 +121,6 @@ def scorer_for(
 
 
 def mean_entropy(logits_NKHW: Tensor) -> Tensor:
-    """Entropy of the class probabilities, in nats, averaged over the pixels, [N] (the confidence rule of DFND)."""
+    """Entropy of the class probabilities in nats, averaged over the pixels, [N]: the confidence rule of DFND."""
     log_probability = logits_NKHW.float().log_softmax(dim=1)
     return -(log_probability.exp() * log_probability).sum(dim=1).mean(dim=(1, 2))

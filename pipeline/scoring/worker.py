@@ -1,7 +1,7 @@
-"""What a worker does with work units: read, decode, measure, write.
+"""The worker, which reads, decodes, measures and writes work units.
 
-Batches of decoded images come from a thread pool, the scorer measures them in one forward pass, and each whole work
-unit goes to the store in a thread of its own. Only counts and timing come back, so that a worker may be anywhere.
+A thread pool decodes batches of images, the scorer measures them in one forward pass, and a thread of its own writes
+each complete work unit. Only counts and timing are returned, so that a worker may run anywhere.
 
 Shapes: N images of a batch, S rows of a work unit.
 """
@@ -33,7 +33,7 @@ from storage.scores.store import ScoreStore
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """What a worker has to know."""
+    """The inputs of a worker."""
 
     settings: ScoreSettings
     corpus: Corpus
@@ -43,18 +43,18 @@ class Job:
 
 @dataclasses.dataclass(kw_only=True)
 class Timing:
-    """Seconds of this run: of the main thread, and of those that work beside it."""
+    """Seconds of this run, in the main thread and in the threads beside it."""
 
     waiting: float = 0.0
-    """The main thread had no decoded images to go on with."""
+    """Time that the main thread waited for decoded images."""
     inferring: float = 0.0
-    """The main thread computed (on a GPU: prepared and waited for results)."""
+    """Time that the main thread computed; with a GPU, time that it prepared and waited for results."""
     reading: float = 0.0
-    """Reader threads waited for bytes, added up."""
+    """Time that the decoding threads waited for bytes, summed over threads."""
     decoding: float = 0.0
-    """Processor time of the reader threads' decoding, added up."""
+    """CPU time that the decoding threads decoded, summed over threads."""
     writing: float = 0.0
-    """The writer thread wrote work units; the index."""
+    """Time that the writer thread wrote work units, and time for the index."""
 
     @contextmanager
     def measure(self, part: str) -> Iterator[None]:
@@ -67,11 +67,11 @@ class Timing:
 def score_units(
     job: Job, store: ScoreStore, units: Sequence[range], timing: Timing, advance: Callable[[int], None]
 ) -> None:
-    """Score work units in their order and commit each; ``advance`` hears of every batch's rows.
+    """Score work units in their order and commit each. ``advance`` is called with the number of rows of every batch.
 
     Raises:
-        CorpusError: the corpus itself has gone.
-        StoreError: the store has gone.
+        CorpusError: the corpus no longer exists.
+        StoreError: the store no longer exists.
     """
     with (
         ImageReader(job.corpus, job.manifest) as reader,
@@ -109,7 +109,7 @@ def _load(job: Job, reader: ImageReader, units: Sequence[range]) -> Generator[Im
 def _measure(
     job: Job, batches: Iterator[ImageBatch], timing: Timing
 ) -> Generator[tuple[ImageBatch, Measured | None], None, None]:
-    """Scores of each batch, None where none of its images decoded; a GPU is kept one batch ahead."""
+    """Yield each batch with its results, or None if no image could be decoded. A GPU is kept one batch ahead."""
     ahead = 1 if job.scorer.device.type == "cuda" else 0
     launched: deque[tuple[ImageBatch, Callable[[], Measured | None]]] = deque()
     while True:
@@ -130,7 +130,7 @@ def _measure(
 
 
 def _nothing() -> None:
-    """The scores of no images."""
+    """Return the results of a batch without images, None."""
 
 
 class UnitScores:
@@ -141,7 +141,7 @@ class UnitScores:
         self.columns: Unit = empty_unit(len(rows), store.attributes)
 
     def add(self, batch: ImageBatch, measured: Measured | None) -> None:
-        """Enter a batch's scores and failures."""
+        """Enter the results and failures of a batch."""
         for row, failure in batch.failures.items():
             self._fail(row - self.rows.start, failure.status, failure.error)
         if measured is None:
@@ -179,7 +179,7 @@ class _Writer:
             self._finish()
 
     def put(self, rows: range, unit: Unit) -> None:
-        """Begin to write a unit, once the one before is written. Raises what writing that one raised."""
+        """Begin to write a unit as soon as the one before is written. Re-raise an error from writing that one."""
         self._finish()
         self._last = self._thread.submit(self._write, rows, unit)
 

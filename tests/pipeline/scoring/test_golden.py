@@ -1,7 +1,7 @@
-"""What a score means, in figures: distances, embeddings and cells of a few images, kept in golden_scores.json.
+"""The golden test of scores: distances, embeddings and cells of a few images, kept in golden_scores.json.
 
-Scores of two versions must never be mixed in one store. Where this test fails, the meaning of a score has changed:
-raise SCORING_VERSION and write the figures anew by ``python tests/pipeline/scoring/test_golden.py``.
+Scores of two versions must never be mixed in one store. If this test fails, the meaning of a score has changed. Then
+raise SCORING_VERSION and write the figures again with ``python tests/pipeline/scoring/test_golden.py``.
 """
 
 import io
@@ -71,7 +71,7 @@ def fixed_clusters() -> NDArray[np.float16]:
 
 
 def figures() -> dict[str, Any]:
-    """What the golden file holds."""
+    """The contents of the golden file."""
     teacher = fixed_teacher()
     decoder = Decoder(height=64, width=96)
     pixels = np.stack([decoder(data) for data in fixed_images()])

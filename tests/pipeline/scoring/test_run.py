@@ -42,7 +42,7 @@ class Stopped(Exception):
 
 
 def stop_after(reports: int) -> Progress:
-    """Let a stage report so many times, and end it then."""
+    """End a stage after this many reports."""
     left = itertools.count(reports - 1, -1)
 
     def report(step: Step) -> None:
@@ -186,7 +186,7 @@ def test_overwriting_the_same_settings_continues_rather_than_starting_again(
     assert again.already_complete
 
 
-def test_a_folder_that_is_no_store_is_never_replaced(image_folder: Path, teacher_file: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_store_is_never_replaced(image_folder: Path, teacher_file: Path, tmp_path: Path) -> None:
     precious = tmp_path / "photos"
     precious.mkdir()
     (precious / "a.jpg").write_text("mine")
@@ -289,7 +289,7 @@ def test_a_missing_corpus_or_teacher_leaves_nothing_behind(image_folder: Path, t
     assert not Path("scores.zarr").exists()
 
 
-def test_a_store_that_vanishes_ends_the_run_and_a_new_one_starts_afresh(
+def test_a_removed_store_ends_the_run_and_the_next_run_starts_from_scratch(
     image_folder: Path, teacher_file: Path, tmp_path: Path
 ) -> None:
     score(settings(image_folder, teacher_file, out=str(tmp_path / "whole.zarr")))
@@ -324,7 +324,7 @@ def test_seconds_are_told_apart(image_folder: Path, teacher_file: Path) -> None:
 
 
 def test_nvjpeg_needs_a_gpu(image_folder: Path, teacher_file: Path) -> None:
-    with pytest.raises(SettingsError, match="nvjpeg needs a CUDA device, and this run is on cpu; use --decoder cpu"):
+    with pytest.raises(SettingsError, match="nvjpeg needs a CUDA device, but this run uses cpu; give --decoder cpu"):
         score(settings(image_folder, teacher_file, decoder="nvjpeg"))
 
 
@@ -344,7 +344,7 @@ def test_a_gpu_scores_like_the_cpu(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_killed_run_ends_with_the_bytes_of_an_undisturbed_one(
+def test_a_killed_run_ends_with_the_bytes_of_an_uninterrupted_one(
     image_folder: Path, teacher_file: Path, tmp_path: Path
 ) -> None:
     """SIGKILL at 20 random moments from the first write on: while the store is made, scored, indexed, committed."""
@@ -422,7 +422,7 @@ finally:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_run_that_is_killed_before_one_of_its_changes_of_files_ends_with_the_bytes_of_an_undisturbed_one(
+def test_a_run_killed_before_a_change_of_a_file_ends_with_the_bytes_of_an_uninterrupted_one(
     image_folder: Path, teacher_file: Path, tmp_path: Path
 ) -> None:
     """A store of another teacher is being replaced. Killed before the n-th change to a file: n evenly from the first to
