@@ -1,4 +1,4 @@
-"""The selected images: found through the corpus that the score store recorded, decoded, and kept while memory allows.
+"""The selected images, found through the corpus in the score store, decoded, and cached as far as memory allows.
 
 Shapes: N images of the selection.
 """
@@ -27,16 +27,16 @@ ImageT = TypeVar("ImageT")
 
 
 class SelectedImages(Generic[ImageT]):
-    """Decoded images by their place in the selection. A context manager: it holds files open."""
+    """Decoded images by their place in the selection. It is a context manager, because it holds files open."""
 
     def __init__(
         self, store: ScoreStore, selection: Selection, *, decode: Callable[[bytes], ImageT], root: str | None = None
     ) -> None:
-        """Check the selection against the store and find the corpus. ``decode`` makes what is kept of a file's bytes.
+        """Check the selection against the store and find the corpus. ``decode`` makes an image of a file's bytes.
 
         Raises:
             SelectionError: the selection was made from other scores.
-            CorpusError: the corpus is not where it was scored, nor at ``root``.
+            CorpusError: the corpus is neither where it was scored nor at ``root``.
         """
         check_selection(store, selection)
         self.rows: Sequence[int] = [int(row) for row in selection.table["row"]]
@@ -62,7 +62,11 @@ class SelectedImages(Generic[ImageT]):
         return len(self.rows)
 
     def __getitem__(self, place: int) -> ImageT:
-        """Decode the image at a place. Raises CorpusError where its file changed since it was scored."""
+        """Decode the image at a place.
+
+        Raises:
+            CorpusError: its file changed since it was scored.
+        """
         cached = self._cache.get(place)
         if cached is not None:
             return cached
@@ -70,7 +74,7 @@ class SelectedImages(Generic[ImageT]):
             image = self._decode(self._reader.read(self.rows[place]))
         except ImageError as error:
             raise CorpusError(
-                f"{self._keys[place]} could be read when it was scored and cannot now ({error}); score the corpus again"
+                f"{self._keys[place]} could be read when it was scored but not now ({error}); score the corpus again"
             ) from error
         size = _bytes_of(image)
         with self._lock:
@@ -86,13 +90,17 @@ def _bytes_of(image: Any) -> int:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Covering:
-    """Decodes to upright RGB, no larger than is of use: scaled down, where larger, to cover ``height`` x ``width``."""
+    """Decodes to upright RGB, and scales larger images down as far as they still cover ``height`` x ``width``."""
 
     height: int
     width: int
 
     def __call__(self, data: bytes) -> Image.Image:
-        """Return the image. Raises ImageError where the bytes cannot be decoded."""
+        """Return the image.
+
+        Raises:
+            ImageError: the bytes cannot be decoded.
+        """
         image = decode_rgb(data)
         scale = max(self.height / image.height, self.width / image.width)
         if scale >= 1:

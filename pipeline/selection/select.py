@@ -1,7 +1,7 @@
 """Making a selection: a total order of the scored images, cut at the budget.
 
-Every strategy is a total order of all scored images; the selection for budget k is its first k rows. So changing the
-budget costs nothing.
+Every strategy orders all scored images. The selection for budget k is the first k rows, so another budget costs
+nothing.
 """
 
 import dataclasses
@@ -46,21 +46,21 @@ def select(settings: SelectSettings, progress: Progress = ignore) -> SelectResul
 
 
 def default_path(store: Path) -> Path:
-    """Where the commands look for a store's selection: beside it."""
+    """The path, beside the store, where the commands look for its selection."""
     return store.parent / "selection.parquet"
 
 
 def make_selection(store: ScoreStore, settings: SelectSettings) -> Selection:
-    """Order a store's scored images and keep the first ones.
+    """Order a store's scored images and keep the first of them.
 
     Raises:
         SettingsError: the budget is larger than the number of scored images.
         SelectionError: nothing was scored.
-        StoreError: ``confidence`` without entropy in the store.
+        StoreError: the strategy is ``confidence`` and the store holds no entropy.
     """
     rows = np.flatnonzero(store.status() == SCORED)
     if len(rows) == 0:
-        raise SelectionError(f"no image of {store.path} could be scored, so there is none to select")
+        raise SelectionError(f"no image of {store.path} could be scored, so none can be selected; score another corpus")
     count = image_count(settings.budget, len(rows)) if settings.strategy != "all" else len(rows)
     distance, cell = store.column("distance")[rows], store.column("diversity/cell")[rows]
     order = STRATEGIES[settings.strategy](store, rows, settings)[:count]
@@ -79,14 +79,18 @@ def make_selection(store: ScoreStore, settings: SelectSettings) -> Selection:
 
 
 def first(selection: Selection, count: int) -> Selection:
-    """The selection for a smaller budget: its first rows, weighted among themselves."""
+    """The selection for a smaller budget: the first rows, with weights computed from these rows alone."""
     table = selection.table.head(count)
     weight = distance_weights(table["distance"].to_numpy(np.float32), "minmax")
     return Selection(table.assign(weight=weight), selection.about | {"budget": count})
 
 
 def image_count(budget: int | float, available: int) -> int:
-    """Budget as a number of images. Raises SettingsError where it exceeds what was scored."""
+    """The budget as a number of images.
+
+    Raises:
+        SettingsError: it exceeds the number of scored images.
+    """
     count = budget if isinstance(budget, int) else max(1, round(budget * available))
     if count > available:
         raise SettingsError(
@@ -97,7 +101,7 @@ def image_count(budget: int | float, available: int) -> int:
 
 
 def check_selection(store: ScoreStore, selection: Selection) -> None:
-    """Raise SelectionError where a selection was not made from this store's scores."""
+    """Raise SelectionError if a selection was not made from this store's scores."""
     if selection.about.get("scores") != scores_fingerprint(store):
         raise SelectionError(
             f"the selection was made from other scores than those in {store.path}; run dfss-select again"
@@ -105,7 +109,7 @@ def check_selection(store: ScoreStore, selection: Selection) -> None:
 
 
 def scores_fingerprint(store: ScoreStore) -> str:
-    """Sha256 over the settings and distances of a store: what a selection was made from."""
+    """SHA-256 (hex) of a store's settings and distances, which identifies the scores behind a selection."""
     attributes = {
         name: v for name, v in store.attributes.items() if name not in ("corpus", "sources", "teacher_path", "complete")
     }

@@ -1,14 +1,14 @@
-"""Strategies: total orders of the scored images. ADS, Approximate Distribution Sampling, and what to compare it with.
+"""Strategies, which are total orders of the scored images: ADS, Approximate Distribution Sampling, and its baselines.
 
 ``ads`` (ours, after arXiv 2512.13175: close and diverse) sorts by
 
     d_i + diversity * s * log2(1 + j_i),
 
 where j_i counts the closer images of the same diversity cell and s is the spread of the near half of the distances
-(median minus 5 % quantile): each doubling of what a cell has given already must be paid for by closeness.
-Near-duplicates of an image that is already taken come after all others.
+(median minus 5 % quantile). So a penalty grows with each doubling of the images that a cell has contributed.
+Near-duplicates of a chosen image come after all others.
 
-To add a strategy, write its order, a line in :data:`STRATEGIES`, and its name in ``pipeline.settings.Strategy``.
+To add a strategy, write its order, add a line to :data:`STRATEGIES`, and its name to ``pipeline.settings.Strategy``.
 
 Shapes: N scored images, D embedding numbers.
 """
@@ -23,7 +23,7 @@ from storage.index import near_duplicates
 from storage.scores.store import ScoreStore
 
 Order = Callable[[ScoreStore, NDArray[np.int64], SelectSettings], NDArray[np.int64]]
-"""Orders the given rows of a store: places among them, best first, [N]."""
+"""Orders the given rows of a store; returns their positions, best first, [N]."""
 
 
 def _ads(store: ScoreStore, rows: NDArray[np.int64], settings: SelectSettings) -> NDArray[np.int64]:
@@ -65,7 +65,7 @@ def ads_order(
     diversity: float,
     duplicate: float,
 ) -> NDArray[np.int64]:
-    """Close and diverse first, near-duplicates last, [N]. Ties go to the lower row."""
+    """The ADS order, [N]: close and diverse images first, near-duplicates last. Ties go to the lower row."""
     nearest = np.argsort(distance_N, kind="stable")
     repeated = near_duplicates(embedding_ND, cell_N, nearest, duplicate)
     first, last = nearest[~repeated[nearest]], nearest[repeated[nearest]]
@@ -76,7 +76,7 @@ def ads_order(
 
 
 def _place_in_cell(cell_in_order: NDArray[np.int32]) -> NDArray[np.int64]:
-    """How many earlier entries share each entry's cell."""
+    """The number of earlier entries in the same cell, for each entry."""
     by_cell = np.argsort(cell_in_order, kind="stable")
     sizes = np.unique(cell_in_order, return_counts=True)[1]
     place = np.empty(len(cell_in_order), dtype=np.int64)

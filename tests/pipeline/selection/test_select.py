@@ -1,4 +1,4 @@
-"""ADS and its baselines: total orders, nested budgets, near-duplicates last."""
+"""ADS (Approximate Distribution Sampling) and its baselines: total orders, nested budgets, near-duplicates last."""
 
 import dataclasses
 import json
