@@ -1,1 +1,4 @@
-"""Stage one: corpora, decoding, teacher and its BatchNorm statistics, scores, ADS. Imports storage."""
+"""Stage one: corpora, decoding, BatchNorm statistics of a teacher, scores, and the selection by ADS.
+
+ADS is Approximate Distribution Sampling. This package imports storage alone.
+"""

@@ -1,4 +1,4 @@
-"""The commands of stage one: parse, call one function, show what it found."""
+"""The commands of stage one. Each parses its options, calls one function and shows the result."""
 
 import shutil
 import textwrap
@@ -36,7 +36,7 @@ def _score(settings: ScoreSettings) -> None:
 def _list_corpora() -> None:
     from pipeline.corpora.catalogue import catalogue
 
-    width = shutil.get_terminal_size().columns
+    table = Table("name", "corpus", "images", "expected below its root", "root from")
     for entry in catalogue():
         say(f"{entry.name}: {entry.title}, {entry.images:,} images")
         for label, text in (("root", f"--root or ${entry.variables[0]}"), ("layouts", " or ".join(entry.layouts))):
@@ -71,7 +71,7 @@ def _synthesize(settings: SynthesisSettings) -> None:
     own_process()
     with shown("synthesizing", "steps") as progress:
         result = synthesize(settings, progress)
-    say(f"{result.path}: {result.images} images; what they cost is in {result.path}/{COST_FILE}")
+    say(f"{result.path}: {result.images} images; {result.path}/{COST_FILE} gives their cost")
 
 
 score = Command(
@@ -81,7 +81,7 @@ score = Command(
     run=_score,
     help="Stage one: measure how far every image of a corpus lies from the teacher's BatchNorm statistics.",
     example="dfss-score --corpus imagenet --teacher teacher.safetensors --out scores.zarr",
-    flags={"list_corpora": (_list_corpora, "Show the catalogue and end")},
+    flags={"list_corpora": (_list_corpora, "Show the catalogue of corpora and exit")},
     methods=SCORE_METHODS,
 )
 select = Command(

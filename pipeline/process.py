@@ -1,4 +1,4 @@
-"""What a command does to its own process. The library does none of it, for its process belongs to somebody else."""
+"""Changes that a command makes to its own process. The library makes none, because its process is the caller's."""
 
 import ctypes
 import logging
@@ -13,27 +13,27 @@ def own_process() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep what large tensors free, for the next ones, instead of giving every one back to the
-    system and having its pages zeroed again: on CPUs a quarter to a third of a network's forward (docs/speed.md).
+    """Let the C library keep the memory that large tensors free, for the next tensors.
 
-    Does nothing where there is no glibc.
+    Otherwise it returns the pages to the system, which zeroes them again. On CPUs that takes a quarter to a third of a
+    network's forward pass (docs/speed.md). Without glibc the function does nothing.
     """
     m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(m_trim_threshold, 2**31 - 1)
-        # Older ones take no more than 32 MiB, and say 0 then.
+        # Older versions accept at most 32 MiB, and return 0 for more.
         _ = mallopt(m_mmap_threshold, 1 << 30) or mallopt(m_mmap_threshold, 1 << 25)
 
 
 def silence_image_libraries() -> None:
-    """Keep what Pillow and libtiff say of odd files off the terminal; scores keep what is wrong with an image."""
+    """Keep messages of Pillow and libtiff about odd files off the terminal. The scores keep the fault of an image."""
     import PIL.Image
 
     # Pillow logs some faults of TIFF files; without a handler, logging would print them.
     logging.getLogger("PIL").addHandler(logging.NullHandler())
     logging.getLogger("PIL").propagate = False
-    # The libtiff in Pillow's wheels prints its errors itself, beside the exceptions that Pillow makes of them.
+    # The libtiff in Pillow's wheels prints its errors itself, in addition to Pillow's exceptions.
     package = Path(PIL.Image.__file__).parent
     for library in (*package.parent.glob("pillow.libs/libtiff*"), *package.glob(".dylibs/libtiff*")):
         with suppress(OSError, AttributeError):

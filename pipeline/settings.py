@@ -1,4 +1,4 @@
-"""What the commands of stage one can be told. Light: no torch, no zarr, so that ``--help`` answers at once."""
+"""The settings of stage one. This module imports neither torch nor zarr, so that ``--help`` answers at once."""
 
 import dataclasses
 from typing import Annotated, Any, Literal
@@ -28,9 +28,9 @@ Normalization = Literal["robust", "minmax"]
 Strategy = Literal["ads", "nearest", "random", "confidence", "all"]
 Precision = Literal["float32", "bfloat16"]
 SCORE_METHODS: dict[str, dict[str, Any]] = {"ours": {}, "paper": {"distance": "paper"}}
-"""``--method`` of dfss-score: what each stands for."""
+"""The settings that each ``--method`` of dfss-score stands for."""
 
-Device = Annotated[str, "auto, cpu, cuda, cuda:1, ...", RUN]
+Device = Annotated[str, "Device: auto, cpu, cuda, cuda:1, ...", RUN]
 Teacher = Annotated[str, "Model file, or official weights such as torchvision:deeplabv3_resnet50@DEFAULT", MODEL]
 
 
@@ -44,46 +44,46 @@ class ScoreSettings(Checked):
     teacher: Teacher
     root: Annotated[str | None, "Where the corpus lies: a folder or an fsspec URL", DATA] = None
     out: Annotated[str, "The score store to make or to continue", DATA] = "scores.zarr"
-    shard_size: Annotated[Count, "Rows per work unit: what a crash can cost", RUN] = 1024
+    shard_size: Annotated[Count, "Rows per work unit; a continued run skips finished units", RUN] = 1024
     batch_size: Annotated[Count, "Images per forward pass", RUN] = 16
     layers: Annotated[Names, "BatchNorm layers: default, all, or names and globs", METHOD] = ("default",)
-    distance: Annotated[DistanceKind, "Free of channel scale (ours), or the paper's norm", METHOD] = "standardized"
-    embedding_size: Annotated[Count, "Numbers per image that the diversity index keeps", METHOD] = 128
+    distance: Annotated[DistanceKind, "Distance: free of channel scale (ours), or the paper's", METHOD] = "standardized"
+    embedding_size: Annotated[Count, "Largest size of an embedding in the diversity index", METHOD] = 128
     entropy: Annotated[
-        bool, "Also keep the teacher's mean entropy, for --strategy confidence; needs the whole forward", METHOD
+        bool, "Also keep the teacher's mean entropy, for --strategy confidence; takes a full forward pass", METHOD
     ] = False
     min_side: Annotated[Count, "Reject images with a side shorter than this, in pixels", DATA] = 16
-    limit: Annotated[Count | None, "Only the first images of the corpus", DATA] = None
-    workers: Annotated[Seed, "Decoding threads; 0 for one per core", RUN] = 0
+    limit: Annotated[Count | None, "Score only this many images, the first of the corpus", DATA] = None
+    workers: Annotated[Seed, "Number of decoding threads; 0 means one per core", RUN] = 0
     decoder: Annotated[Literal["cpu", "nvjpeg"], "Where JPEG files are decoded; nvjpeg needs a CUDA device", RUN] = (
         "cpu"
     )
     device: Device = "auto"
-    precision: Annotated[Precision, "Of the forward pass; statistics are always float32", RUN] = "float32"
+    precision: Annotated[Precision, "Precision of the forward pass; statistics are always float32", RUN] = "float32"
     overwrite: Annotated[
-        bool, "Replace a store that was made with other settings (with the same ones it continues)", RUN
+        bool, "Replace a store that was made with other settings; one with the same settings is continued", RUN
     ] = False
     retry_failed: Annotated[bool, "Score again the shards that hold unreadable or rejected images", RUN] = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SelectSettings(Checked):
-    """ADS: order the scored images and keep the first of them."""
+    """ADS (Approximate Distribution Sampling): order the scored images and keep the first of them."""
 
     shards: Annotated[str, "Complete score store", DATA] = "scores.zarr"
-    budget: Annotated[Budget, "How many: a count, or a fraction of the scored images such as 0.1 or 10%", METHOD] = 0.1
-    strategy: Annotated[Strategy, "Close and diverse (ads), or a baseline", METHOD] = "ads"
+    budget: Annotated[Budget, "Number of images, or fraction of the scored ones such as 0.1 or 10%", METHOD] = 0.1
+    strategy: Annotated[Strategy, "Strategy: close and diverse images (ads), or a baseline", METHOD] = "ads"
     diversity: Annotated[
-        Amount, "How much a crowded cell pushes its images back; 0 keeps only the near-duplicate rule", METHOD
+        Amount, "Strength of the penalty on crowded cells; 0 keeps only the near-duplicate rule", METHOD
     ] = 0.1
     duplicate: Annotated[
         float,
         above(0),
         at_most(1),
-        "Cosine similarity of embeddings from which an image counts as a near-duplicate",
+        "Cosine similarity of embeddings from which images count as near-duplicates",
         METHOD,
     ] = 0.995
-    seed: Annotated[Seed, "Fixes the random strategy", METHOD] = 0
+    seed: Annotated[Seed, "Seed of the random strategy", METHOD] = 0
     out: Annotated[str | None, "Selection file [default: selection.parquet beside the store]", DATA] = None
 
 
@@ -96,32 +96,32 @@ class ImportSettings(Checked):
     ]
     weights: Annotated[str, "State dict: .pth or .pt (read without unpickling code) or .safetensors", DATA]
     out: Annotated[str, "The model file to write", DATA]
-    num_classes: Annotated[Count | None, "Number of classes [default: as many as --class-names has]", MODEL] = None
+    num_classes: Annotated[Count | None, "Number of classes [default: the number of --class-names]", MODEL] = None
     class_names: Annotated[
-        ClassNames | None, "Names, or a file of 'id name' lines [default: class 0, 1, ...]", MODEL
+        ClassNames | None, "Class names, or a file of 'id name' lines [default: class 0, 1, ...]", MODEL
     ] = None
-    image_size: Annotated[Size, "Size in pixels that the network was trained at", MODEL] = (512, 512)
-    mean: Annotated[Triple, "Per RGB channel, for values in [0, 1]", MODEL] = (0.485, 0.456, 0.406)
-    std: Annotated[Triple, "Per RGB channel, for values in [0, 1]", MODEL] = (0.229, 0.224, 0.225)
+    image_size: Annotated[Size, "Image size in pixels that the network was trained for", MODEL] = (512, 512)
+    mean: Annotated[Triple, "Mean of each RGB channel, for values in [0, 1]", MODEL] = (0.485, 0.456, 0.406)
+    std: Annotated[Triple, "Standard deviation of each RGB channel, in the same range", MODEL] = (0.229, 0.224, 0.225)
     arguments: Annotated[Arguments, "Further arguments of the builder", MODEL] = dataclasses.field(default_factory=dict)
     overwrite: Annotated[bool, "Replace the file if it already exists", RUN] = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SynthesisSettings(Checked):
-    """A baseline: images made by optimisation to the teacher's BatchNorm statistics, instead of chosen ones."""
+    """A baseline: make images by optimisation to the teacher's BatchNorm statistics, instead of choosing them."""
 
     teacher: Teacher
     out: Annotated[str, "Folder of images to make", DATA] = "synthetic"
-    count: Annotated[Count | None, "How many images [default: all of --selection; 256 from noise]", METHOD] = None
+    count: Annotated[Count | None, "Number of images [default: all of --selection; 256 from noise]", METHOD] = None
     steps: Annotated[Count, "Optimiser steps on each batch", OPTIMISATION] = 100
-    batch_size: Annotated[Count, "Images whose statistics are matched together", OPTIMISATION] = 32
+    batch_size: Annotated[Count, "Number of images whose statistics are matched together", OPTIMISATION] = 32
     lr: Annotated[Amount, "Learning rate of Adam, in standard deviations of a pixel", OPTIMISATION] = 0.05
     tv: Annotated[Amount, "Weight of the total variation", OPTIMISATION] = 1.0
     l2: Annotated[Amount, "Weight of the mean square of the normalised pixels", OPTIMISATION] = 0.01
-    selection: Annotated[str | None, "Begin with these selected photographs [default: with noise]", DATA] = None
+    selection: Annotated[str | None, "Begin with the photographs of this selection [default: with noise]", DATA] = None
     shards: Annotated[str, "Score store of the selection", DATA] = "scores.zarr"
-    root: Annotated[str | None, "Where its corpus lies now, if not where it was scored", DATA] = None
-    seed: Annotated[Seed, "Fixes noise, shifts and mirroring", OPTIMISATION] = 0
+    root: Annotated[str | None, "Where the corpus lies now, if it has moved since it was scored", DATA] = None
+    seed: Annotated[Seed, "Seed of noise, shifts and mirroring", OPTIMISATION] = 0
     device: Device = "auto"
     overwrite: Annotated[bool, "Replace the folder if it already exists", RUN] = False

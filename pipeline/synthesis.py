@@ -1,13 +1,13 @@
-"""Images made by optimisation to the teacher's BatchNorm statistics: a baseline for choosing real ones.
+"""Images made by optimisation to the teacher's BatchNorm statistics: a baseline for the choice of real ones.
 
-After DeepInversion (Yin et al., arXiv 1912.08795), without its classification term, which has no counterpart here: the
-pixels of a batch are moved by Adam to lower
+This follows DeepInversion (Yin et al., arXiv 1912.08795) without its classification term, which has no counterpart
+here. Adam changes the pixels of a batch to minimise
 
     sum_l ||mu_l - mu^_l||_2 + ||var_l - var^_l||_2  +  tv * TV(x)  +  l2 * mean(x^2)
 
-where mu_l, var_l are the mean and the biased variance of the layer's input over the whole *batch* and all positions, TV
-the mean absolute difference of neighbouring pixels, x the normalised images, shifted by up to SHIFT pixels and
-mirrored at random before each pass. They begin as noise, or as selected photographs.
+where mu_l, var_l are the mean and the biased variance of the layer's input over the whole *batch* and all positions.
+TV is the mean absolute difference of neighbouring pixels, and x are the normalised images. They are shifted by up to
+SHIFT pixels and mirrored at random before each pass. They begin as noise, or as selected photographs.
 
 Shapes: N images of a batch, H x W pixels.
 """
@@ -52,25 +52,25 @@ IMAGE_NAME = re.compile(r"\d{6,}\.png")
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class SynthesisResult:
-    """A folder of images, and what they cost."""
+    """A folder of images, and their cost."""
 
     path: Path
     cost: dict[str, Any]
-    """Images, teacher forwards and backwards, seconds, and the store of what they began with."""
+    """Numbers of images and of teacher forward and backward passes, seconds, and the store of the photographs."""
 
     @property
     def images(self) -> int:
-        """How many images it holds."""
+        """The number of images."""
         return int(self.cost["images"])
 
 
 def synthesize(settings: SynthesisSettings, progress: Progress = ignore) -> SynthesisResult:
-    """Make a folder of PNG files and ``cost.json``, whole or not at all.
+    """Make a folder of PNG files and ``cost.json``, atomically.
 
     Raises:
         ModelError: the teacher is missing, or has no BatchNorm.
         SettingsError: the folder already exists, the selection is too small, or no such device exists.
-        SelectionError, StoreError, CorpusError: the photographs to begin with cannot be had.
+        SelectionError, StoreError, CorpusError: the photographs to begin with cannot be found.
     """
     with prepared(settings) as synthesis:
         return synthesis.run(progress)
@@ -78,7 +78,11 @@ def synthesize(settings: SynthesisSettings, progress: Progress = ignore) -> Synt
 
 @contextmanager
 def prepared(settings: SynthesisSettings) -> "Iterator[Synthesis]":
-    """Resolve everything that can be wrong before anything is computed; the photographs stay open in the block."""
+    """Check and open everything before anything is computed; the photographs stay open in the block.
+
+    Raises:
+        DFSSError: the same errors as :func:`synthesize`.
+    """
     check_place(Path(settings.out), overwrite=settings.overwrite)
     teacher = load_model(settings.teacher).to(pick_device(settings.device)).requires_grad_(False)
     layers = find_layers(teacher)
@@ -87,7 +91,7 @@ def prepared(settings: SynthesisSettings) -> "Iterator[Synthesis]":
 
 
 def _photographs(settings: SynthesisSettings, teacher: Segmenter) -> "SelectedImages[NDArray[np.uint8]]":
-    """The first images of the selection, as the teacher is scored with them, [H, W, 3] each."""
+    """The first images of the selection, decoded as for scoring, [H, W, 3] each."""
     selection = read_selection(Path(settings.selection or ""))
     store = open_complete(Path(settings.shards))
     count = settings.count or len(selection)
@@ -105,24 +109,24 @@ def _photographs(settings: SynthesisSettings, teacher: Segmenter) -> "SelectedIm
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Synthesis:
-    """What one run works with."""
+    """The inputs of one run."""
 
     settings: SynthesisSettings
     teacher: Segmenter
     layers: list[BatchNormLayer]
     photographs: "SelectedImages[NDArray[np.uint8]] | None"
-    """What to begin with; None for noise."""
+    """The images to begin with; None for noise."""
 
     @property
     def count(self) -> int:
-        """How many images are made."""
+        """The number of images to make."""
         return len(self.photographs) if self.photographs is not None else self.settings.count or FROM_NOISE
 
     def run(self, progress: Progress) -> SynthesisResult:
-        """Make the images, batch by batch, and publish the folder whole."""
+        """Make the images, batch by batch, and publish the folder atomically."""
         settings, out = self.settings, Path(self.settings.out).resolve()
         start, done = time.perf_counter(), 0
-        # Batches of equal size: the statistics of a few images are no match for those of a data set.
+        # The batches have equal sizes: a few images cannot match the statistics of a data set.
         batches = np.array_split(np.arange(self.count), math.ceil(self.count / settings.batch_size))
         total = len(batches) * settings.steps
         progress(Step(done=0, total=total))
@@ -149,7 +153,7 @@ class Synthesis:
         return SynthesisResult(path=Path(settings.out), cost=cost)
 
     def _begin(self, places: NDArray[np.int64], rng: np.random.Generator) -> Tensor:
-        """Normalised images to start from, [N, 3, H, W]."""
+        """The normalised images to begin with, [N, 3, H, W]."""
         height, width = self.teacher.spec.image_size
         device = self.teacher.device
         if self.photographs is None:
@@ -173,7 +177,7 @@ class Synthesis:
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        with torch.no_grad():  # what no photograph can be is no use to a student
+        with torch.no_grad():  # values that no photograph can have do not help a student
             low = (0 - self.teacher.mean_3HW) / self.teacher.std_3HW
             high = (1 - self.teacher.mean_3HW) / self.teacher.std_3HW
             images.clamp_(low, high)
@@ -187,17 +191,18 @@ class Synthesis:
 
 
 def check_place(folder: Path, *, overwrite: bool) -> None:
-    """Raise SettingsError where a folder is in the way that must not be replaced: with ``overwrite`` one that holds
-    anything but an earlier run's images.
+    """Raise SettingsError if a folder already exists that must not be replaced.
+
+    With ``overwrite`` that is a folder with other files than the images of an earlier run.
     """
     if not folder.exists():
         return
     if not overwrite:
-        raise SettingsError(f"{folder} already exists; --overwrite replaces it, --out puts the images elsewhere")
+        raise SettingsError(f"{folder} already exists; replace it with --overwrite, or give another --out")
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else [folder.name]
     foreign = [name for name in sorted(names) if name != COST_FILE and not IMAGE_NAME.fullmatch(name)]
     if foreign:
-        raise SettingsError(f"{folder} holds {foreign[0]}, so it is not replaced; give another --out")
+        raise SettingsError(f"{folder} holds {foreign[0]}, so it cannot be replaced; give another --out")
 
 
 @contextmanager

@@ -82,7 +82,7 @@ def test_only_what_an_earlier_run_made_is_replaced(teacher_file: Path) -> None:
     after = pixels_of(synthesize(teacher_file, "made", steps=1, seed=1, overwrite=True))
     assert (before != after).any()
     Path("made/labels.txt").write_text("mine")
-    with pytest.raises(SettingsError, match=r"holds labels.txt, so it is not replaced"):
+    with pytest.raises(SettingsError, match=r"holds labels.txt, so it cannot be replaced"):
         synthesize(teacher_file, "made", steps=1, overwrite=True)
     assert Path("made/labels.txt").read_text() == "mine"
 
@@ -171,7 +171,7 @@ def test_the_loss_of_a_step_is_numpys(tv: float, l2: float, white_teacher: Path)
     assert found == pytest.approx(expected, rel=1e-4)
 
 
-def test_pixels_stay_what_a_photograph_can_be(white_teacher: Path) -> None:
+def test_pixels_stay_in_the_range_of_a_photograph(white_teacher: Path) -> None:
     synthesis = prepare_synthesis(white_teacher)
     images = torch.zeros(2, 3, HEIGHT, WIDTH).requires_grad_()
     one_step(synthesis, images, lr=50.0)  # every pixel goes as far as it may

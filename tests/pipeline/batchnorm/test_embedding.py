@@ -74,7 +74,7 @@ def photographs(tmp_path: Path) -> Path:
 
 
 def statistics_of(teacher: Segmenter) -> dict[str, tuple[Array, Array]]:
-    """Mean and variance of what each layer sees of each photograph, by hooks of the test's own."""
+    """Mean and variance of the input of each layer for each photograph, by hooks of the test's own."""
     seen: dict[str, list[Array]] = {name: [] for name in LAYERS}
     network, spec = tiny_model().network.double(), teacher.spec
     network.load_state_dict(teacher.network.state_dict())

@@ -98,7 +98,7 @@ class TestFolder:
         assert read_all(resolve_corpus(f"file://{tmp_path}/photos")) == {"1.jpg": content("photos/1.jpg")}
 
     @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not allow such names")
-    def test_names_that_are_no_utf8_are_read_all_the_same(self, tmp_path):
+    def test_names_that_are_not_utf8_are_read_too(self, tmp_path):
         Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg")).write_bytes(b"coffee")
         assert read_all(resolve_corpus(str(tmp_path))) == {"caf\\xe9.jpg": b"coffee"}
 
@@ -122,7 +122,7 @@ class TestFolder:
         assert list_images(resolve_corpus(str(tmp_path))).keys == ["a.jpg"]
         assert "*.tar" in caplog.text
 
-    def test_a_file_that_has_gone_stops_the_run_and_one_that_changed_does_not(self, tmp_path):
+    def test_a_missing_file_stops_the_run_and_a_changed_one_does_not(self, tmp_path):
         write_folder(tmp_path, ["a.jpg", "b.jpg"])
         corpus = resolve_corpus(str(tmp_path))
         with ImageReader(corpus, list_images(corpus)) as reader:
@@ -167,14 +167,14 @@ class TestResolve:
             resolve_corpus("imagnet")
 
     @pytest.mark.parametrize("path", ["no/such/folder", "no/such/x.tar", "no/such/*.tar", "no/such/x-{0..3}.tar"])
-    def test_a_path_that_is_not_there_is_an_error(self, path):
+    def test_a_path_that_does_not_exist_is_an_error(self, path):
         with pytest.raises(CorpusError, match="does not exist"):
             resolve_corpus(path)
 
     @pytest.mark.parametrize(
         ("name", "reason"), [("x.tar.gz", "compressed.*unpack"), ("x.jpg", "give its folder"), ("x.txt", "neither")]
     )
-    def test_files_that_are_no_corpus_say_why(self, name, reason, tmp_path):
+    def test_files_that_are_not_a_corpus_say_why(self, name, reason, tmp_path):
         write_folder(tmp_path, [name])
         with pytest.raises(CorpusError, match=reason):
             resolve_corpus(str(tmp_path / name))
@@ -267,7 +267,7 @@ class TestTars:
         with pytest.raises(CorpusError, match=r"s-2\.tar is missing .*1 of the 4"):
             list_images(resolve_corpus(str(tmp_path / "s-{0..3}.tar")))
 
-    def test_a_name_that_looks_like_a_pattern_is_taken_as_it_stands(self, tmp_path):
+    def test_a_name_that_looks_like_a_pattern_is_taken_literally(self, tmp_path):
         write_tar(tmp_path / "a[1]{x}.tar", [("a.jpg", b"a")])
         assert read_all(resolve_corpus(str(tmp_path / "a[1]{x}.tar"))) == {"a.jpg": b"a"}
 
@@ -319,7 +319,7 @@ class TestTars:
                 continue
             assert (manifest.offset + manifest.size <= len(damaged)).all()
 
-    def test_a_file_that_is_no_tar_is_an_error_that_names_it(self, tmp_path):
+    def test_a_file_that_is_not_a_tar_is_an_error_that_names_it(self, tmp_path):
         (tmp_path / "x.tar").write_bytes(b"<html>not found</html>" * 100)
         with pytest.raises(CorpusError, match=r"x\.tar is not a tar"):
             list_images(resolve_corpus(str(tmp_path / "x.tar")))

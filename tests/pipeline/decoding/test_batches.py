@@ -60,6 +60,6 @@ def test_only_a_few_batches_are_ever_in_memory() -> None:
     batches.close()  # type: ignore[attr-defined]
 
 
-def test_a_corpus_that_has_gone_ends_the_run() -> None:
+def test_a_corpus_that_no_longer_exists_ends_the_run() -> None:
     with pytest.raises(CorpusError, match="has gone"):
         list(load_batches(FakeReader(), decode, [range(98, 100)], batch_size=1, workers=2))

@@ -149,7 +149,7 @@ class TestModes:
         self.check(encode(image, "GIF"), np.asarray(image.convert("RGB")))
 
     @pytest.mark.parametrize("mode", ["RGBA", "LA"])
-    def test_transparency_is_laid_on_white(self, mode):
+    def test_transparency_is_composited_on_white(self, mode):
         alpha = np.tile(np.linspace(0, 255, 60).astype(np.uint8), (40, 1))
         colours = self.PIXELS if mode == "RGBA" else self.PIXELS[..., :1]
         expected = colours * (alpha[..., None] / 255) + 255 * (1 - alpha[..., None] / 255)

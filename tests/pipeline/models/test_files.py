@@ -1,4 +1,4 @@
-"""Model files: what goes in comes out, and what cannot come out says why."""
+"""Model files: a saved model loads unchanged, and a file that cannot be loaded says why."""
 
 from pathlib import Path
 
