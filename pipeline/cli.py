@@ -36,7 +36,7 @@ def _score(settings: ScoreSettings) -> None:
 def _list_corpora() -> None:
     from pipeline.corpora.catalogue import catalogue
 
-    table = Table("name", "corpus", "images", "expected below its root", "root from")
+    width = shutil.get_terminal_size().columns
     for entry in catalogue():
         say(f"{entry.name}: {entry.title}, {entry.images:,} images")
         for label, text in (("root", f"--root or ${entry.variables[0]}"), ("layouts", " or ".join(entry.layouts))):

@@ -37,9 +37,9 @@ def stack_pinned(images: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
 
 
 class Arriving:
-    """Tensors that are being copied to the CPU while the device continues to work."""
+    """Named tensors that are being copied to the CPU while the device continues to work."""
 
-    def __init__(self, tensors: list[Tensor], *, made_from: object) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], *, made_from: object) -> None:
         """Start copying. The device may still read ``made_from``, so it is kept until the copies are complete."""
         self._made_from = made_from
         self._tensors = {name: tensor.to("cpu", non_blocking=tensor.is_cuda) for name, tensor in tensors.items()}
@@ -49,7 +49,7 @@ class Arriving:
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrived.record(torch.cuda.current_stream(first.device))
 
-    def arrays(self) -> list[NDArray[Any]]:
+    def arrays(self) -> dict[str, NDArray[Any]]:
         """Wait for the copies and return them."""
         if self._arrived is not None:
             self._arrived.synchronize()
