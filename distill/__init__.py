@@ -1,1 +1,4 @@
-"""Stage two: student, losses, WDPD weights, training loop, evaluation. Imports pipeline and storage."""
+"""Stage two: student, losses, weights of WDPD, training loop and evaluation.
+
+WDPD is Weighted Distribution Progressive Distillation. This package imports pipeline and storage.
+"""

@@ -1,4 +1,4 @@
-"""``dfss-train``, ``dfss-distill`` and ``dfss-eval``: parse, call one function, show what it found."""
+"""``dfss-train``, ``dfss-distill`` and ``dfss-eval``. Each parses options, calls one function and shows the result."""
 
 from rich.console import Console
 from rich.markup import escape
@@ -42,11 +42,11 @@ def _evaluate(settings: EvalSettings) -> None:
     for name, result in results.items():
         table.add_row(escape(name), f"{result.miou:.3f}", f"{result.pixel_accuracy:.3f}")
     Console().print(table)
-    classes = Table(title="IoU by class (- : neither labelled nor predicted)")
+    classes = Table(title="IoU by class (-: the class is neither labelled nor predicted)")
     classes.add_column("class")
     for name in results:
         classes.add_column(escape(name), justify="right", overflow="fold")
-    # By position: models may name the same classes differently.
+    # Classes are matched by position, because models may name the same classes differently.
     for position, label in enumerate(next(iter(results.values())).iou):
         values = [list(result.iou.values())[position] for result in results.values()]
         classes.add_row(escape(label), *("-" if value != value else f"{value:.3f}" for value in values))
@@ -66,7 +66,10 @@ distill = Command(
     settings=DistillSettings,
     section="distill",
     run=_distill,
-    help="Stage two: train a student on the selected images by WDPD.",
+    help=(
+        "Stage two: train a student on the selected images by WDPD. "
+        "WDPD is Weighted Distribution Progressive Distillation."
+    ),
     example="dfss-distill --shards scores.zarr --student lraspp_mobilenet_v3_large",
     methods=DISTILL_METHODS,
 )

@@ -1,4 +1,7 @@
-"""Stage two: train a student to answer as the teacher does on the selected images, weighted by WDPD."""
+"""Stage two: train a student to predict what the teacher predicts on the selected images.
+
+WDPD, Weighted Distribution Progressive Distillation (arXiv 2512.13175), weights the images.
+"""
 
 import dataclasses
 import logging
@@ -41,21 +44,21 @@ class DistillResult:
     """A trained student."""
 
     path: Path
-    """Its model file."""
+    """The model file of the student."""
     evaluation: Evaluation | None
-    """The last step's figures: against labels, or against the teacher on held-out images; None where there are none."""
+    """Figures of the last step, against labels or against the teacher on held-out images; None without either."""
     selection: Selection
-    """The images that it was trained on."""
+    """The images that the student was trained on."""
 
 
 def distill(settings: DistillSettings, progress: Progress = ignore) -> DistillResult:
-    """Distil a student; its run folder then holds ``student.safetensors``.
+    """Distil a student and write ``student.safetensors`` to its run folder.
 
     Raises:
         StoreError: the scores are missing or not complete.
-        SelectionError, SettingsError: no usable selection, or a budget above it.
+        SelectionError, SettingsError: the selection cannot be used, or the budget is above it.
         ModelError: teacher or student cannot be built, or differ in their classes.
-        CorpusError: the images are not where they were scored.
+        CorpusError: the images are no longer where they were scored.
     """
     store = open_complete(Path(settings.shards))
     val = open_labelled(settings.val) if settings.val else None
@@ -118,13 +121,13 @@ def _teacher(settings: DistillSettings, store: ScoreStore) -> Segmenter:
     if fingerprint(teacher) != store.attributes["teacher"]:
         raise ModelError(
             f"{path} is not the teacher that {store.path} was scored with; score with it (dfss-score --teacher {path} "
-            "--overwrite), or give the one that was used"
+            "--overwrite), or give the teacher of the scores"
         )
     return teacher
 
 
 def find_selection(settings: DistillSettings, store: ScoreStore) -> Selection:
-    """The selection asked for, else the one beside the store if it is this store's, else ADS of the budget.
+    """The selection in the settings, else the one beside the store if it belongs to it, else ADS with the budget.
 
     Raises:
         SelectionError: the selection is missing, belongs to other scores, or is smaller than the budget.
@@ -140,7 +143,7 @@ def find_selection(settings: DistillSettings, store: ScoreStore) -> Selection:
         return selection
     if count > len(selection):
         raise SelectionError(
-            f"{path} holds {len(selection)} images and the budget asks for {count}; make a larger one with "
+            f"{path} holds {len(selection)} images, but the budget asks for {count}; make a larger one with "
             f"dfss-select --budget {settings.budget}"
         )
     return first(selection, count)
@@ -159,5 +162,5 @@ def _selection_beside(store: ScoreStore) -> Selection | None:
     try:
         return _read_checked(path, store)
     except SelectionError as error:
-        logger.warning("%s; choosing images anew", error)
+        logger.warning("%s; a new selection is made", error)
         return None

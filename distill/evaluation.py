@@ -1,8 +1,8 @@
-"""Mean intersection over union of a model on labelled images, and agreement of two models on unlabelled ones.
+"""Mean intersection over union (mIoU) of a model on labelled images, and of two models on unlabelled images.
 
 From the confusion matrix C (rows: label, columns: prediction), IoU_k = C_kk / (sum_j C_kj + sum_j C_jk - C_kk).
-Pixels labelled 255 do not count; a class that is neither labelled nor predicted anywhere has no IoU (NaN) and is left
-out of the mean.
+Pixels labelled 255 do not count. A class that is neither labelled nor predicted anywhere has no IoU (NaN), and the mean
+leaves it out.
 """
 
 import csv
@@ -36,12 +36,12 @@ class Evaluation:
     miou: float
     pixel_accuracy: float
     iou: dict[str, float]
-    """By class name; NaN for a class that is neither labelled nor predicted."""
+    """IoU by class name; NaN for a class that is neither labelled nor predicted."""
     images: int
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Evaluation | None":
-        """What :meth:`to_json` wrote, other values beside it; None where there are no figures."""
+        """The figures that :meth:`to_json` wrote, without other values beside them; None if there are none."""
         if "iou" not in values:
             return None
         iou = {name: math.nan if value is None else value for name, value in values["iou"].items()}
@@ -49,17 +49,17 @@ class Evaluation:
         return cls(miou=miou, pixel_accuracy=accuracy, iou=iou, images=values["images"])
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; NaN becomes None, which JSON can hold."""
+        """Plain values for JSON; NaN becomes None."""
         iou = {name: None if math.isnan(value) else value for name, value in self.iou.items()}
         figures = {"miou": self.miou, "pixel_accuracy": self.pixel_accuracy}
         return {name: None if math.isnan(v) else v for name, v in figures.items()} | {"iou": iou, "images": self.images}
 
 
 def summarise(confusion_KK: Tensor, class_names: tuple[str, ...], images: int) -> Evaluation:
-    """Figures of a confusion matrix (rows: label, columns: prediction)."""
+    """Figures of a confusion matrix, [K, K] (rows: label, columns: prediction)."""
     confusion = confusion_KK.double().cpu()
     hits = confusion.diag()
-    iou = hits / (confusion.sum(dim=0) + confusion.sum(dim=1) - hits)  # 0 / 0 = NaN: absent
+    iou = hits / (confusion.sum(dim=0) + confusion.sum(dim=1) - hits)  # 0 / 0 = NaN: the class is absent
     return Evaluation(
         miou=float(iou.nanmean()),
         pixel_accuracy=float(hits.sum() / confusion.sum()),
@@ -70,10 +70,10 @@ def summarise(confusion_KK: Tensor, class_names: tuple[str, ...], images: int) -
 
 @torch.inference_mode()
 def evaluate(model: Segmenter, data: LabelledFolder, *, batch_size: int = 8) -> Evaluation:
-    """Predict every image at the model's input size and compare at the label's own size.
+    """Predict every image at the model's input size and compare at the size of the label.
 
     Raises:
-        DataError: an unreadable file, or a label that the model has no class for.
+        DataError: a file cannot be read, or the model has no class for a label.
     """
     device = model.device
     matrix = MulticlassConfusionMatrix(model.spec.num_classes, ignore_index=VOID, validate_args=False).to(device)
@@ -114,7 +114,7 @@ def agreement(student: Segmenter, teacher: Segmenter, batches: Iterable[Tensor])
 
 
 def to_tensor(images: list[Any]) -> Tensor:
-    """Stack uint8 images [H, W, 3] to [N, 3, H, W]; channels last in memory, which is what the networks want."""
+    """Stack uint8 images [H, W, 3] to [N, 3, H, W], with channels last in memory, as the networks expect."""
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
 
@@ -123,11 +123,15 @@ class EvalResult:
     """Figures of one or more models on one folder."""
 
     evaluations: dict[str, Evaluation]
-    """By the model's name, or its file where it was given none."""
+    """Figures by the name of the model, or by its file if it has no name."""
 
     @property
     def evaluation(self) -> Evaluation:
-        """The figures of the only model. Raises ValueError where there are several."""
+        """The figures of the only model.
+
+        Raises:
+            ValueError: there are several models.
+        """
         (only,) = self.evaluations.values()
         return only
 
@@ -137,13 +141,13 @@ class EvalResult:
         return figures if len(figures) > 1 else next(iter(figures.values()))
 
     def metrics(self) -> dict[str, dict[str, float | None]]:
-        """The figures that runs are compared by: mIoU and pixel accuracy, by model."""
+        """The figures for comparing runs: mIoU and pixel accuracy, by model."""
         names = {"miou": "miou", "pixel_accuracy": "accuracy"}
         figures = {model: result.to_json() for model, result in self.evaluations.items()}
         return {model: {short: found[name] for name, short in names.items()} for model, found in figures.items()}
 
     def classes(self) -> Iterator[tuple[str, str, float]]:
-        """Yield (model, class, IoU), but for the classes that have no IoU."""
+        """Yield (model, class, IoU) of every class that has an IoU."""
         for model, result in self.evaluations.items():
             yield from ((model, name, iou) for name, iou in result.iou.items() if not math.isnan(iou))
 

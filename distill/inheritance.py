@@ -1,14 +1,14 @@
-"""What a student takes over from its teacher, where the two are built alike (ours).
+"""Inheritance: a student with the teacher's architecture is initialised from matching modules of the teacher (ours).
 
-A module of the student inherits from the teacher's module of the same name if it and all that it lies in are of the
-same kind and its tensors have the same shapes; where the two have lists of modules of different lengths (the blocks of
-a U-Net's decoder), the lists are matched from their ends, because decoders end alike. A BatchNorm layer inherits only
-together with what feeds it: statistics of other channels mean nothing. Of the inherited modules,
+A module of the student inherits from the teacher's module of the same name if their tensors have the same shapes, and
+if they and all modules around them are of the same kind. Lists of modules may differ in length (the blocks of a U-Net's
+decoder). They are matched from their ends, because decoders end alike. A BatchNorm layer inherits only together with
+the module that feeds it, because statistics of other channels mean nothing. Of the inherited modules,
 
-- those that see and give exactly what their counterpart does (the first stages of a shared encoder) stay fixed: they
-  compute what the teacher's compute, and training on other images than the teacher's could only spoil that;
-- BatchNorm layers further on keep the teacher's running statistics, which are those of the private images, instead of
-  learning those of the selected ones. What makes them fit is :func:`feature_distance`.
+- those with exactly the inputs and outputs of their counterpart (the first stages of a shared encoder) are frozen.
+  They compute what the teacher's modules compute, and training on other images could only make that worse;
+- later BatchNorm layers keep the teacher's running statistics, which are those of the private images, instead of
+  learning those of the selected images. :func:`feature_distance` trains their inputs to fit these statistics.
 
 Shapes: N images, C channels, H x W positions.
 """
@@ -37,17 +37,19 @@ Pair = tuple[nn.Module, nn.Module]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Inheritance:
-    """What a student has from its teacher."""
+    """The parts of a student that it has from its teacher."""
 
     frozen: tuple[nn.Module, ...] = ()
-    """The student's modules that stay in eval mode while it trains."""
+    """Modules of the student that stay in eval mode during training."""
     compared: tuple[tuple[BatchNorm, BatchNorm], ...] = ()
-    """BatchNorm layers, the student's and the teacher's, whose inputs are to agree."""
+    """BatchNorm layers of student and teacher whose inputs the feature loss compares."""
 
 
 def inherit(student: Segmenter, teacher: Segmenter, *, copy: bool = True) -> Inheritance:
-    """Copy the teacher's modules into the student's and fix what computes the same; both on one device. Without
-    ``copy``, for a student that was distilled before, its weights stay: only what it still shares counts.
+    """Copy matching modules of the teacher to the student, and freeze those that compute the same.
+
+    Both networks must be on one device. Without ``copy`` the weights of the student stay, and only modules that it
+    still shares count. That is for a student that was distilled before.
 
     Raises:
         ModelError: the student equals the teacher, so that nothing is left to learn.
@@ -80,13 +82,13 @@ def inherit(student: Segmenter, teacher: Segmenter, *, copy: bool = True) -> Inh
         if own_pass.ran_once(own) and their_pass.ran_once(theirs)
         if own_pass.inputs[own].shape == their_pass.inputs[theirs].shape and _same_statistics(own, theirs)
     ]
-    logger.info("%d of the student's modules begin as the teacher's, %d of them stay so", len(pairs), len(fixed))
+    logger.info("%d of the student's modules are initialised from the teacher, %d are frozen", len(pairs), len(fixed))
     frozen = [*_with_wholes(student.network, fixed), *(own for own, _ in compared)]
     return Inheritance(frozen=tuple(frozen), compared=tuple(compared))
 
 
 def _with_wholes(network: nn.Module, fixed: Sequence[nn.Module]) -> list[nn.Module]:
-    """The fixed modules, and those that consist of nothing else: a block may drop parts of itself while it trains."""
+    """The frozen modules, and those that consist of frozen ones alone: a block may drop parts of itself in training."""
     wholes = []
     for module in network.modules():
         parts = [part for part in module.modules() if _tensors(part)]
@@ -96,7 +98,7 @@ def _with_wholes(network: nn.Module, fixed: Sequence[nn.Module]) -> list[nn.Modu
 
 
 def _matches(student: nn.Module, teacher: nn.Module) -> list[Pair]:
-    """Modules with tensors of their own that have the same place, kinds and shapes."""
+    """Pairs of modules with tensors of their own whose places, kinds and shapes match."""
     theirs_by_name = dict(teacher.named_modules())
     own_by_name = dict(student.named_modules())
     shifts = {
@@ -126,12 +128,12 @@ def _counterpart(name: str, shifts: Mapping[str, int]) -> str:
 
 
 def _kinds(name: str, modules: Mapping[str, nn.Module]) -> list[type]:
-    """Of a module and of all that it lies in, the network itself left out."""
+    """The types of a module and of all modules around it, without the network itself."""
     return [type(modules[path]) for path in accumulate(name.split("."), "{}.{}".format)]
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    """The module's own, not its parts'."""
+    """The tensors of the module itself, without those of its parts."""
     return dict([*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)])
 
 
@@ -151,16 +153,16 @@ def _same_statistics(own: BatchNorm, theirs: BatchNorm) -> bool:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Pass:
-    """One noisy image through a model: what each module with tensors saw and gave."""
+    """The inputs and outputs of every module with tensors, for one image of noise."""
 
     order: list[nn.Module]
-    """As they ran; one that ran twice is there twice."""
+    """The modules in the order in which they ran; one that ran twice occurs twice."""
     inputs: dict[nn.Module, Tensor]
     outputs: dict[nn.Module, Tensor]
 
     @classmethod
     def of(cls, model: Segmenter, size: tuple[int, int]) -> "Pass":
-        """Run an image of ``size`` = (height, width)."""
+        """Run an image of ``size`` = (height, width) through a model."""
         found = cls([], {}, {})
         height, width = size
         image = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)).to(model.device)
@@ -180,16 +182,16 @@ class Pass:
                 kept[module] = value
 
     def ran_once(self, module: nn.Module) -> bool:
-        """Whether the module ran, once."""
+        """Whether the module ran exactly once."""
         return self.order.count(module) == 1
 
     def before(self, module: nn.Module) -> nn.Module | None:
-        """What ran before it."""
+        """The module that ran before it, or None."""
         place = self.order.index(module) if module in self.order else 0
         return self.order[place - 1] if place else None
 
     def agrees(self, own: nn.Module, other: "Pass", theirs: nn.Module) -> bool:
-        """Whether a module here and its counterpart there saw and gave the same."""
+        """Whether a module and its counterpart in another pass had the same input and output."""
         return (
             self.ran_once(own)
             and other.ran_once(theirs)
@@ -204,7 +206,7 @@ def _close(one: Tensor | None, other: Tensor | None) -> bool:
 
 @contextmanager
 def recorded(modules: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
-    """Collect what modules see during a forward pass inside the block."""
+    """Collect the inputs of modules during a forward pass inside the block."""
     found: dict[nn.Module, Tensor] = {}
     with on_inputs((module, partial(found.__setitem__, module)) for module in modules):
         yield found
@@ -215,14 +217,16 @@ def feature_distance(
     teacher: Mapping[nn.Module, Tensor],
     pairs: Sequence[tuple[BatchNorm, BatchNorm]],
 ) -> Tensor:
-    """Mean over layers l, channels and positions of (a_l - b_l)^2 / (var^_l + eps), image by image, [N]: how far what
-    the student's BatchNorm layers see (a) is from what the teacher's see (b), in the teacher's standard deviations.
+    """The feature loss F_i of each image, [N]: mean of (a_l - b_l)^2 / (var^_l + eps) (ours).
+
+    The mean is over layers l, channels and positions. a_l and b_l are the inputs of the student's and the teacher's
+    BatchNorm layer, so the loss is in the teacher's standard deviations.
     """
     return torch.stack([_squares(student[own], teacher[theirs], theirs) for own, theirs in pairs]).mean(dim=0)
 
 
 def _squares(own_NCHW: Tensor, theirs_NCHW: Tensor, layer: BatchNorm) -> Tensor:
-    assert layer.running_var is not None  # inherited with the rest
+    assert layer.running_var is not None  # inherited with the other tensors
     scale_C = (layer.running_var + layer.eps).rsqrt()
     difference = (own_NCHW.float() - theirs_NCHW.float()) * scale_C.view(1, -1, 1, 1)
     return difference.square().mean(dim=(1, 2, 3))

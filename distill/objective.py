@@ -1,4 +1,6 @@
-"""What a student is trained towards: the teacher's answers on views of the selected images, weighted by WDPD.
+"""The objective of distillation: the teacher's predictions on views of the selected images.
+
+WDPD, Weighted Distribution Progressive Distillation (arXiv 2512.13175), weights the images.
 
 Shapes: N images of a batch, H x W pixels.
 """
@@ -35,21 +37,21 @@ class DistillBatch:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Distillation:
-    """Objective: the teacher's answer, image by image as much as its weight says."""
+    """The objective: predict what the teacher predicts, with a loss weight for each image."""
 
     teacher: Segmenter
     images: SelectedImages[Image.Image]
     training_places: list[int]
     held_out: list[int]
     schedule: WeightSchedule
-    """Of the training places, in their order."""
+    """The weights of the training images, in their order."""
     val: LabelledFolder | None
     views: ViewSettings
     inheritance: Inheritance
     settings: DistillSettings
 
     def batch(self, step: int, slots: range) -> DistillBatch:
-        """Views of the images whose turn it is, for some slots of the batch; a pure function of seed, step and slot."""
+        """Views of images for some slots of a step's batch. It is a pure function of seed, step and slot."""
         settings = self.settings
         weights = self.schedule.at(step / max(1, settings.steps - 1))
         if settings.by_sampling:
@@ -67,7 +69,7 @@ class Distillation:
         return DistillBatch(to_tensor(crops), tuple(views), torch.from_numpy(batch_weights).float())
 
     def loss(self, model: Segmenter, batch: DistillBatch, progress: float) -> WeightedSum:
-        """The images' losses and weights, summed up."""
+        """The sums of the images' weighted losses and of their weights."""
         images = light_images(batch.images_N3HW.to(model.device), batch.views)
         compared = self.inheritance.compared if self.settings.features else ()
         with torch.no_grad(), recorded([theirs for _, theirs in compared]) as wanted:
@@ -80,7 +82,7 @@ class Distillation:
         return WeightedSum.of(losses, batch.weights_N.to(model.device))
 
     def evaluate(self, model: Segmenter) -> Evaluation | None:
-        """IoU on the labels where there are some, else against the teacher on held-out images."""
+        """Evaluate the student on the labelled images if there are any, else against the teacher on held-out images."""
         if self.val is not None:
             return evaluate(model, self.val, batch_size=self.settings.batch_size)
         if not self.held_out:

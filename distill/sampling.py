@@ -1,4 +1,4 @@
-"""Which images a step trains on: each once per epoch, or drawn in proportion to their weights."""
+"""The images that a step trains on: each once per epoch, or drawn in proportion to their weights."""
 
 from functools import lru_cache
 
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 def epoch_slice(count: int, step: int, batch_size: int, seed: int) -> list[int]:
-    """Indices of a step's batch among ``count`` images; epochs join seamlessly. A pure function of its arguments."""
+    """Indices of a step's batch among ``count`` images, shuffled anew in each epoch. A batch may span two epochs."""
     positions = range(step * batch_size, (step + 1) * batch_size)
     return [int(_order(count, position // count, seed)[position % count]) for position in positions]
 
@@ -18,8 +18,9 @@ def _order(count: int, epoch: int, seed: int) -> NDArray[np.int64]:
 
 
 def draw(weights_N: NDArray[np.float64], count: int, rng: np.random.Generator) -> list[int]:
-    """Draw ``count`` images so that each is expected ``count * w_i / sum w`` times, by systematic sampling: no image
-    comes twice unless more than one of it is due. All weights 0 count as equal.
+    """Draw ``count`` images by systematic sampling, so that image i is expected ``count * w_i / sum w`` times.
+
+    No image is drawn twice unless it is expected more than once. If all weights are 0, they count as equal.
     """
     order = rng.permutation(len(weights_N))
     weights = weights_N[order] if weights_N.any() else np.ones(len(order))
@@ -31,6 +32,6 @@ def draw(weights_N: NDArray[np.float64], count: int, rng: np.random.Generator) -
 
 
 def hold_out(count: int, share: float = 0.05, most: int = 64) -> list[int]:
-    """Places of a selection to keep out of training and judge agreement on: evenly spread over the ranks."""
+    """Places of the held-out images in a selection of ``count``, evenly spread over the ranks."""
     held = min(most, int(count * share))
     return [round((index + 0.5) * count / held) for index in range(held)]

@@ -1,4 +1,4 @@
-"""What ``dfss-train``, ``dfss-distill`` and ``dfss-eval`` can be told. Light: no torch."""
+"""The settings of ``dfss-train``, ``dfss-distill`` and ``dfss-eval``. This module does not import torch."""
 
 import dataclasses
 from typing import Annotated, Any, Literal
@@ -40,14 +40,14 @@ DISTILL_METHODS: dict[str, dict[str, Any]] = {
         "features": 0.0,
     },
 }
-"""``--method`` of dfss-distill: what each stands for."""
+"""The settings that each ``--method`` of dfss-distill stands for."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimisationSettings(Checked):
-    """What every training run can be told."""
+    """The settings of every training run."""
 
-    steps: Annotated[Count, "Optimiser steps", OPTIMISATION] = 2000
+    steps: Annotated[Count, "Number of optimiser steps", OPTIMISATION] = 2000
     batch_size: Annotated[Count, "Images per step", OPTIMISATION] = 8
     lr: Annotated[float, above(0), "Peak learning rate of AdamW", OPTIMISATION] = 1e-3
     weight_decay: Annotated[Amount, "Weight decay of AdamW", OPTIMISATION] = 1e-4
@@ -55,27 +55,27 @@ class OptimisationSettings(Checked):
         float,
         at_least(0),
         below(1),
-        "Share of the steps in which the learning rate rises; a cosine takes it back to 0",
+        "Share of the steps in which the learning rate rises; then it falls to 0 along a cosine",
         OPTIMISATION,
     ] = 0.05
     min_scale: Annotated[
-        float, above(0), at_most(1), "Smallest random crop, as a share of the largest one's side", OPTIMISATION
+        float, above(0), at_most(1), "Smallest side of a random crop, as a share of the largest", OPTIMISATION
     ] = 0.5
     jitter: Annotated[
         float, at_least(0), below(1), "Strength of random brightness, contrast and saturation; 0 for none", OPTIMISATION
     ] = 0.3
-    seed: Annotated[Seed, "Fixes initial weights, order and views", OPTIMISATION] = 0
+    seed: Annotated[Seed, "Seed of initial weights, order and views", OPTIMISATION] = 0
     val: Annotated[
-        str | None, "Folder with images/ and labels/ to report mIoU on; never trained or selected on", DATA
+        str | None, "Folder with images/ and labels/ to report mIoU on; not used in training or selection", DATA
     ] = None
-    eval_every: Annotated[Seed, "Steps between validations; 0 for five in the whole run", RUN] = 0
+    eval_every: Annotated[Seed, "Steps between validations; 0 means five validations per run", RUN] = 0
     checkpoint_every: Annotated[Count, "Steps between checkpoints", RUN] = 200
     keep_checkpoint: Annotated[bool, "Keep the checkpoint of a finished run", RUN] = False
     device: Device = "auto"
     precision: Annotated[Precision, "Precision of the forward passes", RUN] = "float32"
     resume: Annotated[bool, "Continue the run in --out where it was interrupted", RUN] = False
     overwrite: Annotated[
-        bool, "Replace the run in --out (with --resume: only if it is finished or has other settings)", RUN
+        bool, "Replace the run in --out; with --resume only if it is finished or has other settings", RUN
     ] = False
 
     @property
@@ -93,69 +93,69 @@ class TrainSettings(OptimisationSettings):
         str, "Network: lraspp_mobilenet_v3_large, Unet/resnet18, torchvision:NAME, package.module:factory", MODEL
     ]
     class_names: Annotated[
-        ClassNames | None, "Names, or a file of 'id name' lines [default: classes.txt of DATA]", DATA
+        ClassNames | None, "Class names, or a file of 'id name' lines [default: classes.txt of DATA]", DATA
     ] = None
-    image_size: Annotated[Size, "Size in pixels that the network is trained at", MODEL] = (192, 256)
+    image_size: Annotated[Size, "Image size in pixels that the network is trained for", MODEL] = (192, 256)
     arguments: Annotated[Arguments, "Further arguments of the builder", MODEL] = dataclasses.field(default_factory=dict)
-    pretrained_backbone: Annotated[bool, "Start from the builder's ImageNet backbone", MODEL] = False
-    out: Annotated[str, "Run folder; the model becomes OUT/model.safetensors", DATA] = "runs/teacher"
+    pretrained_backbone: Annotated[bool, "Initialise the backbone from the builder's ImageNet weights", MODEL] = False
+    out: Annotated[str, "Run folder; the model is OUT/model.safetensors", DATA] = "runs/teacher"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistillSettings(OptimisationSettings):
-    """Stage two: WDPD on the selected images."""
+    """Stage two: WDPD (Weighted Distribution Progressive Distillation) on the selected images."""
 
     shards: Annotated[str, "Score store that dfss-score made", DATA] = "scores.zarr"
     selection: Annotated[
         str | None, "Selection of dfss-select [default: the one beside the store, else ADS of --budget]", DATA
     ] = None
-    budget: Annotated[
-        Budget | None, "How many images: a count, or a fraction of the scored ones such as 0.1 or 10%", METHOD
-    ] = None
+    budget: Annotated[Budget | None, "Number of images, or fraction of the scored ones such as 0.1 or 10%", METHOD] = (
+        None
+    )
     teacher: Annotated[str | None, "Teacher's model file [default: the one that the store was scored with]", MODEL] = (
         None
     )
-    root: Annotated[str | None, "Where the corpus lies now, if not where it was scored", DATA] = None
+    root: Annotated[str | None, "Where the corpus lies now, if it has moved since it was scored", DATA] = None
     student: Annotated[
-        str, "Network: lraspp_mobilenet_v3_large, Unet/mobilenet_v2, a builder, or a model file to go on from", MODEL
+        str, "Network: lraspp_mobilenet_v3_large, Unet/mobilenet_v2, a builder, or a model file to continue", MODEL
     ] = "lraspp_mobilenet_v3_large"
     student_arguments: Annotated[Arguments, "Further arguments of the student's builder", MODEL] = dataclasses.field(
         default_factory=dict
     )
-    pretrained_backbone: Annotated[bool, "Start from the student builder's ImageNet backbone", MODEL] = False
+    pretrained_backbone: Annotated[bool, "Initialise the backbone from the builder's ImageNet weights", MODEL] = False
     inherit: Annotated[
-        bool, "Begin with the teacher's modules of the same name and shapes; freeze what sees the same", METHOD
+        bool, "Initialise matching modules from the teacher; freeze those with the teacher's inputs", METHOD
     ] = True
     features: Annotated[
         Amount,
-        "Weight of the distance between what inherited BatchNorm layers and the teacher's see; 0 for none",
+        "Weight of the feature loss at the inputs of inherited BatchNorm layers; 0 means no such loss",
         METHOD,
     ] = 1.0
     weighting: Annotated[
-        Weighting, "Weight of each image: WDPD, its start throughout (static), none, or WDPD upside down", METHOD
+        Weighting, "Weights of the images: by WDPD, by distance throughout (static), equal, or WDPD reversed", METHOD
     ] = "wdpd"
     normalization: Annotated[
-        Normalization, "Distance to weight: over the 5 to 95 % quantiles, or the paper's min-max", METHOD
+        Normalization, "Weights from distances: by the 5 and 95 % quantiles, or by the paper's min-max", METHOD
     ] = "robust"
-    pacing: Annotated[Pacing, "How the weights go from distance to uniform over the run", METHOD] = "linear"
+    pacing: Annotated[Pacing, "How the weights change from distances to uniform during the run", METHOD] = "linear"
     by_sampling: Annotated[
-        bool, "Draw images in proportion to their weight instead of weighting their loss", METHOD
+        bool, "Draw images in proportion to their weights instead of weighting their losses", METHOD
     ] = False
-    loss: Annotated[Loss, "KL divergence by pixel (the paper's), by channel, or L1 of the logits", METHOD] = "kl"
+    loss: Annotated[Loss, "Loss: KL divergence by pixel (the paper's) or by channel, or L1 of logits", METHOD] = "kl"
     temperature: Annotated[float, above(0), "Temperature of the KL divergences", METHOD] = 1.0
-    out: Annotated[str, "Run folder; the model becomes OUT/student.safetensors", DATA] = "runs/student"
+    out: Annotated[str, "Run folder; the model is OUT/student.safetensors", DATA] = "runs/student"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalSettings(Checked):
     """Evaluation of one or more models on labelled images."""
 
-    model: Annotated[NamedFiles, "Model file, or NAME=FILE; give it again for a table of several", MODEL]
+    model: Annotated[NamedFiles, "Model file, or NAME=FILE; repeat the option to compare several", MODEL]
     data: Annotated[str, "Folder with images/ and labels/ (255 = void)", DATA]
     json: Annotated[str | None, "Also write all figures to this JSON file", DATA] = None
-    metrics: Annotated[
-        str | None, "Also write mIoU and accuracy alone, by model, to this JSON file: DVC's metrics", DATA
-    ] = None
+    metrics: Annotated[str | None, "Also write only mIoU and accuracy, by model, to this JSON file for DVC", DATA] = (
+        None
+    )
     classes: Annotated[
         str | None, "Also write the IoU of each class to this CSV file (model, class, iou), for a plot", DATA
     ] = None

@@ -1,4 +1,4 @@
-"""The student: a new network, or one to go on from."""
+"""The student: a new network, or a model file whose training continues."""
 
 import dataclasses
 
@@ -14,12 +14,12 @@ MODEL_SUFFIX = ".safetensors"
 
 
 def goes_on(settings: DistillSettings) -> bool:
-    """Tell whether the student is a model file to go on from, and not a new network."""
+    """Tell whether the student is a model file to continue from, and not a new network."""
     return settings.student.endswith(MODEL_SUFFIX)
 
 
 def make_student(settings: DistillSettings, teacher: Segmenter) -> Segmenter:
-    """Build the student with fresh weights that the seed fixes, or load it.
+    """Build the student with random weights from the seed, or load it.
 
     Raises:
         ModelError: it cannot be built or loaded, or has other classes than the teacher.
@@ -33,7 +33,7 @@ def make_student(settings: DistillSettings, teacher: Segmenter) -> Segmenter:
     student = load_model(settings.student)
     if student.spec.num_classes != teacher.spec.num_classes:
         raise ModelError(
-            f"{settings.student} has {student.spec.num_classes} classes, the teacher {teacher.spec.num_classes}; "
-            "begin with a network name or a student of the same classes"
+            f"{settings.student} has {student.spec.num_classes} classes, but the teacher {teacher.spec.num_classes}; "
+            "give a network name, or a student with the same classes"
         )
     return student

@@ -1,6 +1,6 @@
-"""Supervised training on labelled images: the teacher of a reproduction, and the reference that knows the labels.
+"""Supervised training on labelled images, for a teacher or a reference student.
 
-Loss: pixel-wise cross-entropy, void pixels left out.
+The loss is pixel-wise cross-entropy without void pixels.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ class LabelledBatch:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Supervised:
-    """Objective: predict the labels."""
+    """The objective: predict the labels."""
 
     data: LabelledFolder
     val: LabelledFolder | None
@@ -46,7 +46,7 @@ class Supervised:
     settings: TrainSettings
 
     def batch(self, step: int, slots: range) -> LabelledBatch:
-        """Views of the images whose turn it is: every image once per epoch, in a new order each time."""
+        """Views of images for some slots of a step's batch: every image once per epoch, shuffled anew each time."""
         images, labels, views = [], [], []
         drawn = epoch_slice(len(self.data), step, self.settings.batch_size, self.settings.seed)
         for slot in slots:
@@ -61,7 +61,7 @@ class Supervised:
         return LabelledBatch(to_tensor(images), torch.from_numpy(np.stack(labels)), tuple(views))
 
     def loss(self, model: Segmenter, batch: LabelledBatch, progress: float) -> WeightedSum:
-        """Cross-entropy over labelled pixels, and their number."""
+        """The sum of the cross-entropy over labelled pixels, and their number."""
         logits = model(light_images(batch.images_N3HW.to(model.device), batch.views))
         labels = batch.labels_NHW.to(model.device).long()
         return WeightedSum(
@@ -70,7 +70,7 @@ class Supervised:
         )
 
     def evaluate(self, model: Segmenter) -> Evaluation | None:
-        """IoU on the validation folder."""
+        """Evaluate the model on the validation folder, if there is one."""
         return evaluate(model, self.val, batch_size=self.settings.batch_size) if self.val else None
 
 
@@ -79,16 +79,16 @@ class TrainResult:
     """A trained model."""
 
     path: Path
-    """Its model file."""
+    """The model file."""
     evaluation: Evaluation | None
-    """The last step's figures on the validation folder, None where there is none."""
+    """Figures of the last step on the validation folder; None without such a folder."""
 
 
 def train(settings: TrainSettings, progress: Progress = ignore) -> TrainResult:
-    """Train a model on labelled images; its run folder then holds ``model.safetensors``.
+    """Train a model on labelled images and write ``model.safetensors`` to its run folder.
 
     Raises:
-        DataError: the data is malformed, or nothing names its classes.
+        DataError: the data is malformed, or has no class names.
         ModelError: the network cannot be built.
         SettingsError: the run folder holds another run.
     """
@@ -96,7 +96,7 @@ def train(settings: TrainSettings, progress: Progress = ignore) -> TrainResult:
     val = open_labelled(settings.val) if settings.val else None
     names = settings.class_names or find_class_names(settings.data)
     if names is None:
-        raise DataError(f"no classes.txt in {settings.data} or above it; give --class-names")
+        raise DataError(f"{settings.data} and its parent have no classes.txt; give --class-names")
     for labelled in (data, val):
         if labelled is not None:
             check_labels(labelled, len(names), model="the model")

@@ -1,7 +1,7 @@
-"""Random views of images for training: crops at many scales, flips, light. Every view is a pure function of its seed.
+"""Random views of images for training: crops at many scales, flips, and changes of brightness, contrast and saturation.
 
-Both the teacher and the student see the same view, so the teacher's logits are the label of what the student sees.
-Randomness comes from ``(seed, step, slot)`` alone: a run that is resumed at a step continues with the same views.
+Teacher and student see the same view, so the teacher's logits are the label of the student's input. Randomness comes
+from ``(seed, step, slot)`` alone, so a resumed run continues with the same views.
 
 Shapes: N images, H x W pixels.
 """
@@ -16,12 +16,12 @@ from PIL import Image
 from torch import Tensor
 
 Box = tuple[float, float, float, float]
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, what Pillow's conversion to grey uses
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow's conversion to grey
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ViewSettings:
-    """How far views may go."""
+    """Size in pixels and strength of the random views."""
 
     height: int
     width: int
@@ -31,12 +31,12 @@ class ViewSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class View:
-    """One draw: which part of the image, mirrored or not, in which light."""
+    """One random view: a part of the image, mirrored or not, with factors for its colours."""
 
     box: Box
     flip: bool
     light: tuple[float, float, float]
-    """Factors of brightness, contrast, saturation."""
+    """Factors of brightness, contrast and saturation."""
 
 
 def draw_view(rng: np.random.Generator, size: tuple[int, int], settings: ViewSettings) -> View:
@@ -56,7 +56,7 @@ def draw_view(rng: np.random.Generator, size: tuple[int, int], settings: ViewSet
 
 
 def whole_view(size: tuple[int, int], settings: ViewSettings) -> View:
-    """The largest centred view of an image of ``size`` = (width, height) pixels, as it is."""
+    """The largest centred view of an image of ``size`` = (width, height) pixels, not mirrored, colours unchanged."""
     width, height = size
     aspect = settings.width / settings.height
     crop_width, crop_height = min(width, height * aspect), min(height, width / aspect)
@@ -65,12 +65,12 @@ def whole_view(size: tuple[int, int], settings: ViewSettings) -> View:
 
 
 def crop_image(image: Image.Image, view: View, settings: ViewSettings) -> NDArray[np.uint8]:
-    """The view's part of an RGB image, antialiased, [H, W, 3]."""
+    """The view's part of an RGB image, resized with antialiasing, uint8 [H, W, 3]."""
     return _crop(image, view, settings, Image.Resampling.BILINEAR)
 
 
 def crop_label(label: NDArray[np.uint8], view: View, settings: ViewSettings) -> NDArray[np.uint8]:
-    """The same part of a label map, nearest neighbour, [H, W]."""
+    """The same part of a label map, resized by nearest neighbour, uint8 [H, W]."""
     return _crop(Image.fromarray(label), view, settings, Image.Resampling.NEAREST)
 
 
@@ -80,7 +80,7 @@ def _crop(image: Image.Image, view: View, settings: ViewSettings, resample: Imag
 
 
 def light_images(images_N3HW: Tensor, views: Sequence[View]) -> Tensor:
-    """Change brightness, contrast and saturation: uint8 -> float in [0, 1], [N, 3, H, W]."""
+    """Change brightness, contrast and saturation of uint8 images; return floats in [0, 1], [N, 3, H, W]."""
     images = images_N3HW.float() / 255
     factors = torch.tensor([view.light for view in views], device=images.device)
     brightness, contrast, saturation = (column.view(-1, 1, 1, 1) for column in factors.unbind(dim=1))

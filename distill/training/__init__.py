@@ -1,1 +1,1 @@
-"""The training loop that a supervised teacher and a distilled student share, and the folder of a run."""
+"""The training loop of supervised training and of distillation, and the folder of a run."""

@@ -1,4 +1,4 @@
-"""Figures by step, as dvclive writes and DVC plots them."""
+"""Figures by step, which dvclive writes and DVC plots."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -7,16 +7,16 @@ from pathlib import Path
 from storage.files.publish import publish
 
 Log = Callable[[int, Mapping[str, float]], None]
-"""Keeps figures of a step."""
+"""A function that logs the figures of a step."""
 
 
 @contextmanager
 def curve_log(folder: Path, *, step: int) -> Iterator[Log]:
-    """A log of figures by step, to be continued at ``step``: what a killed run logged after it is forgotten."""
+    """Open a log of figures by step that continues at ``step``. Figures that a killed run logged later are dropped."""
     from dvclive.live import Live  # half a second to import
 
     class Curves(Live):
-        """Live, but it stays out of the user's folder: no ``dvc init``, no git commit needed, no experiment saved."""
+        """Live without ``dvc init``, without a git commit and without a saved experiment in the user's folder."""
 
         def _init_dvc(self) -> None:
             self._dvc_file = "dvc.yaml"
@@ -34,4 +34,4 @@ def curve_log(folder: Path, *, step: int) -> Iterator[Log]:
                 live.log_metric(name, value)
 
         yield log
-    (folder / "metrics.json").unlink()  # the run's own metrics.json says more
+    (folder / "metrics.json").unlink()  # the run's own metrics.json holds more

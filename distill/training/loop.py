@@ -1,7 +1,7 @@
-"""The training loop that a supervised teacher and a distilled student share.
+"""The training loop of supervised training and of distillation.
 
-Everything random in a step is a pure function of (seed, step), so that a run resumed from a checkpoint ends with the
-weights of an undisturbed one.
+All randomness in a step is a pure function of (seed, step). So a run resumed from a checkpoint ends with the same
+weights as an uninterrupted one.
 """
 
 import dataclasses
@@ -30,37 +30,40 @@ BatchT = TypeVar("BatchT")
 
 
 class Objective(Protocol[BatchT]):
-    """What a run trains towards."""
+    """The objective of a run: its data, its loss and its evaluation."""
 
     def batch(self, step: int, slots: range) -> BatchT:
-        """The data of some slots of a step's batch, on the CPU; called ahead of time from another thread."""
+        """The data of some slots of a step's batch, on the CPU. Another thread calls it ahead of time."""
         ...
 
     def loss(self, model: Segmenter, batch: BatchT, progress: float) -> WeightedSum:
-        """The loss of a batch at ``progress`` in [0, 1], before it is divided by its weights."""
+        """The weighted loss of a batch at ``progress`` in [0, 1], before the division by its weights."""
         ...
 
     def evaluate(self, model: Segmenter) -> Evaluation | None:
-        """Figures on held-out data, None where there is none."""
+        """Figures on held-out data; None without such data."""
         ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training(Generic[BatchT]):
-    """One run; :meth:`run` carries it out."""
+    """One training run, which :meth:`run` carries out."""
 
     model: Segmenter
     objective: Objective[BatchT]
     settings: OptimisationSettings
     folder: RunFolder
     frozen: Sequence[nn.Module] = ()
-    """Modules that stay in eval mode."""
+    """Modules that stay in eval mode during training."""
     processes: Processes = dataclasses.field(default_factory=here)
 
     def run(self, progress: Progress) -> Evaluation | None:
         """Train from the last checkpoint (or the start) to the end, publish the model, and return its figures.
 
-        A run that is finished already is left as it is.
+        A finished run is not changed.
+
+        Raises:
+            SettingsError: a batch of one image is too small for BatchNorm.
         """
         settings = self.settings
         if (metrics := self.folder.finished()) is not None:
@@ -77,7 +80,7 @@ class Training(Generic[BatchT]):
         return evaluation
 
     def _train(self, optimizer: torch.optim.Optimizer, start: int, progress: Progress) -> Evaluation | None:
-        """Take the steps from ``start`` on; returns the last step's figures."""
+        """Take the steps from ``start`` on; return the figures of the last step."""
         settings = self.settings
         make = partial(self.objective.batch, slots=self.processes.slots(settings.batch_size))
         loss, evaluation = "", None
@@ -114,7 +117,7 @@ class Training(Generic[BatchT]):
                 if "more than 1 value per channel" not in str(error):
                     raise
                 raise SettingsError(
-                    "batch_size 1 is too small: this student's BatchNorm cannot train on one image; give 2 or more",
+                    "batch_size 1 is too small: BatchNorm of this network cannot train on one image; give 2 or more",
                     field="batch_size",
                 ) from error
         loss = self.processes.joined(summed).mean()

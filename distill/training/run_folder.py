@@ -1,6 +1,6 @@
-"""A run's folder: model, metrics, settings, curves, and the checkpoint that an interrupted run continues from.
+"""A run's folder: model, metrics, settings, curves, and the checkpoint from which an interrupted run continues.
 
-Checkpoints are read with ``weights_only`` and hold tensors and plain values, so a foreign one can do no harm.
+Checkpoints hold tensors and plain values and are read with ``weights_only``, so that a foreign one can do no harm.
 """
 
 import dataclasses
@@ -23,68 +23,69 @@ from storage.files.publish import publish, remove, write_json
 FREE_SETTINGS = {
     *("resume", "overwrite", "out", "val", "eval_every", "checkpoint_every", "keep_checkpoint", "device", "root")
 }
-"""What may change between the two halves of a run without changing the model that it ends with."""
+"""Settings that may change when a run is resumed, because the final model does not depend on them."""
 MADE_BY_A_RUN = ("checkpoint.pt", "metrics.json", "curves", "selection.parquet", "settings.json")
 RUN_VERSION = 1
-"""What the settings of a run mean, and what its checkpoint holds. A run of another version is not continued."""
+"""Version of the meaning of a run's settings and of its checkpoint. A run of another version is not continued."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RunFolder:
-    """Where one training run keeps what it makes."""
+    """The folder in which one training run keeps its files."""
 
     path: Path
     model_name: str
 
     @property
     def model(self) -> Path:
-        """The model file that the run ends with."""
+        """The file of the final model."""
         return self.path / self.model_name
 
     @property
     def checkpoint(self) -> Path:
-        """Weights, optimiser state and step."""
+        """The file of weights, optimiser state and step."""
         return self.path / "checkpoint.pt"
 
     @property
     def settings(self) -> Path:
-        """What the run was told, to compare when it is resumed."""
+        """The file of the run's settings, which are compared when it is resumed."""
         return self.path / "settings.json"
 
     @property
     def metrics(self) -> Path:
-        """The last step's figures."""
+        """The file of the last step's figures."""
         return self.path / "metrics.json"
 
     @property
     def curves(self) -> Path:
-        """Figures by step, as dvclive writes and DVC plots them."""
+        """The folder of figures by step, which dvclive writes and DVC plots."""
         return self.path / "curves"
 
     @property
     def selection(self) -> Path:
-        """The images that a student was distilled on."""
+        """The file of the images that a student was distilled on."""
         return self.path / "selection.parquet"
 
     def claim(self, settings: OptimisationSettings, about: Mapping[str, Any]) -> None:
-        """Make the folder ready for a run with these settings; ``about`` is what else decides the model that it ends
-        with. An interrupted run is kept to be continued; a finished one is kept, or replaced with ``overwrite``.
+        """Prepare the folder for a run with these settings. ``about`` holds everything else that the model depends on.
+
+        An interrupted run is kept, to be continued. A finished one is kept too, or replaced with ``overwrite``.
 
         Raises:
-            SettingsError: it holds a run and neither flag was given, or a run with other settings is to be resumed.
+            SettingsError: the folder holds a run and neither flag was given, or its run has other settings.
         """
         resume, overwrite = settings.resume, settings.overwrite
         wanted = _deciding({**dataclasses.asdict(settings), **about, "run_version": RUN_VERSION})
         if self.settings.exists() and not resume and not overwrite:
             raise SettingsError(
-                f"{self.path} already holds a run; --resume continues it, --overwrite replaces it, "
-                "--out puts this one elsewhere"
+                f"{self.path} already holds a run; continue it with --resume, replace it with --overwrite, "
+                "or give another --out"
             )
         if self.settings.exists():
             differing = self._differences(wanted)
             if differing and not overwrite:
                 raise SettingsError(
-                    f"{self.path} was begun with other settings: {'; '.join(differing)}; --overwrite starts afresh"
+                    f"{self.path} has a run with other settings: {'; '.join(differing)}; replace it with --overwrite"
                 )
             if differing or not resume or (overwrite and self.finished() is not None):
                 self._clear()
@@ -95,16 +96,16 @@ class RunFolder:
     def _differences(self, wanted: Mapping[str, Any]) -> list[str]:
         held = read_json(self.settings)
         if held.get("run_version") != RUN_VERSION:
-            return [f"a run of version {held.get('run_version', 0)} of the program's runs, now {RUN_VERSION}"]
+            return [f"run_version is {held.get('run_version', 0)} there and {RUN_VERSION} now"]
         return differences(held, wanted, sorted(held.keys() | wanted.keys()))
 
     def finished(self) -> dict[str, Any] | None:
-        """The figures of a run that has ended, None for one that has not."""
+        """The figures of a finished run; None for any other."""
         return read_json(self.metrics) if self.metrics.exists() and self.model.exists() else None
 
     def _clear(self) -> None:
-        # Only what a run makes: the folder may be one where the user keeps other things. The settings go last, so that
-        # what an interruption leaves is still known as a run.
+        # Only the files of a run are removed: the user may keep other things in the folder. The settings go last, so
+        # that the rest of an interrupted removal is still known as a run.
         for name in self._names():
             remove(self.path / name)
 
@@ -118,10 +119,10 @@ class RunFolder:
             torch.save(state, partial)
 
     def load_checkpoint(self, model: Segmenter, optimizer: Optimizer) -> int:
-        """Restore the newest checkpoint; returns the number of steps done, 0 where there is none.
+        """Restore the checkpoint; return its number of steps, or 0 if there is no checkpoint.
 
         Raises:
-            SettingsError: it is damaged, or of a network as an earlier version of the program built it.
+            SettingsError: it is damaged, or fits only a network of an earlier version of DFSS.
         """
         if not self.checkpoint.exists():
             return 0
@@ -131,12 +132,12 @@ class RunFolder:
             optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError, KeyError, TypeError, EOFError, UnpicklingError) as error:
             raise SettingsError(
-                f"{self.checkpoint} is damaged, or of a network that is built otherwise now; --overwrite starts afresh"
+                f"{self.checkpoint} is damaged or does not fit the network; replace the run with --overwrite"
             ) from error
         return int(state["step"])
 
     def finish(self, model: Segmenter, metrics: Mapping[str, Any], *, keep_checkpoint: bool) -> None:
-        """Publish the model and its figures. The checkpoint, several times the model's size, is then of no more use."""
+        """Publish the model and its figures. Remove the checkpoint, several times their size, unless it is kept."""
         save_model(model, self.model)
         write_json(self.metrics, metrics)
         if not keep_checkpoint:
@@ -144,17 +145,21 @@ class RunFolder:
 
 
 def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """As JSON keeps them, without those that may change."""
+    """The settings as JSON keeps them, without those that may change."""
     values: dict[str, Any] = json.loads(json.dumps({k: v for k, v in settings.items() if k not in FREE_SETTINGS}))
     return values
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises SettingsError where the file holds something else."""
+    """Read a JSON object.
+
+    Raises:
+        SettingsError: the file holds something else.
+    """
     try:
         values = json.loads(path.read_text())
     except ValueError:
         values = None
     if not isinstance(values, dict):
-        raise SettingsError(f"{path} is not what a run writes; give another --out")
+        raise SettingsError(f"{path} is not a file of a run; give another --out")
     return values

@@ -10,10 +10,10 @@ LEAST_MOMENTUM = 0.1
 
 
 def raise_momentum(model: nn.Module) -> None:
-    """Let BatchNorm's running statistics follow within tens of steps.
+    """Raise BatchNorm's momentum to at least 0.1, so that running statistics adapt within tens of steps.
 
-    torchvision's MobileNetV3 comes with 0.01, made for schedules of 100,000s of steps: after a few hundred, its running
-    statistics are still those of the start and the model is useless in eval mode.
+    torchvision's MobileNetV3 has a momentum of 0.01, for schedules of 100,000s of steps. After a few hundred steps its
+    running statistics are still the initial ones, and the model is useless in eval mode.
     """
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) and module.momentum is not None:
@@ -21,7 +21,7 @@ def raise_momentum(model: nn.Module) -> None:
 
 
 def learning_rate(settings: OptimisationSettings, step: int) -> float:
-    """Linear warm-up, then half a cosine; ``step`` counts from 0."""
+    """The learning rate at ``step``, which counts from 0: a linear warm-up, then half a cosine down to 0."""
     warmup = math.ceil(settings.warmup * settings.steps)
     if step < warmup:
         return settings.lr * (step + 1) / warmup

@@ -88,7 +88,7 @@ def test_the_same_seed_gives_the_same_student_and_another_seed_another(store: Sc
 def test_a_run_is_not_lost_by_mistake(store: ScoreStore) -> None:
     distill(settings(steps=3))
     before = files(Path("run"))
-    with pytest.raises(SettingsError, match="--resume continues it, --overwrite replaces it"):
+    with pytest.raises(SettingsError, match="continue it with --resume, replace it with --overwrite"):
         distill(settings(steps=3))
     with pytest.raises(SettingsError, match=r"lr is 0.001 there and 0.1 now"):
         distill(settings(steps=3, lr=0.1, resume=True))
@@ -106,7 +106,7 @@ def test_the_selection_beside_the_store_is_used_and_never_silently_exchanged(sto
     assert list(find_selection(settings(budget=4), store).table["row"]) == list(written.table["row"][:4])
     assert list(find_selection(settings(budget=9), store).table["row"]) == list(written.table["row"])
     for budget in (10, 20):
-        with pytest.raises(SelectionError, match=f"holds 9 images and the budget asks for {budget}.*--budget {budget}"):
+        with pytest.raises(SelectionError, match=f"holds 9 images, but the budget asks for {budget}.*--budget {budget}"):
             find_selection(settings(budget=budget), store)
 
 
@@ -162,9 +162,9 @@ def test_another_teacher_than_the_scores_is_refused(store: ScoreStore) -> None:
         distill(settings(teacher="other.safetensors"))
 
 
-def test_a_student_goes_on_from_a_model_file_of_the_same_classes_only(store: ScoreStore) -> None:
+def test_a_student_continues_from_a_model_file_of_the_same_classes_only(store: ScoreStore) -> None:
     save_model(tiny_model(spec=tiny_spec(classes=("a", "b"))), Path("two.safetensors"))
-    with pytest.raises(ModelError, match="2 classes, the teacher 3"):
+    with pytest.raises(ModelError, match="2 classes, but the teacher 3"):
         distill(settings(student="two.safetensors"))
     distill(settings(student="teacher.safetensors", inherit=False, steps=2))
 
@@ -177,9 +177,9 @@ def test_a_student_goes_on_from_a_model_file_of_the_same_classes_only(store: Sco
         ({"budget": 24}, SettingsError, "more than the 23 images"),
         ({"student": "nonsense"}, ModelError, "unknown network 'nonsense'"),
         ({"student": "tiny_models:picky"}, ModelError, "does not take 24x32 images"),
-        ({"val": "absent"}, DataError, "no folder absent/images"),
+        ({"val": "absent"}, DataError, "folder absent/images does not exist"),
         ({"root": "absent"}, CorpusError, "absent"),
-        ({"device": "cuda:9"}, SettingsError, "cuda:9 is not there"),
+        ({"device": "cuda:9"}, SettingsError, "cuda:9 does not exist"),
     ],
 )
 def test_wrong_arguments_leave_no_run_behind(
@@ -229,7 +229,7 @@ def test_a_run_of_another_version_of_the_program_is_not_continued(store: ScoreSt
     held = json.loads(path.read_text())
     del held["run_version"]
     path.write_text(json.dumps(held))
-    with pytest.raises(SettingsError, match=r"version 0 of the program's runs, now 1; --overwrite starts afresh"):
+    with pytest.raises(SettingsError, match="run_version is 0 there and 1 now; replace it with --overwrite"):
         distill(settings(steps=3, resume=True))
     distill(settings(steps=3, resume=True, overwrite=True))
 
@@ -245,8 +245,8 @@ def test_a_finished_run_keeps_no_checkpoint_unless_asked_and_is_left_as_it_is(st
     assert Path("kept/checkpoint.pt").exists()
 
 
-def test_a_finished_run_is_made_anew_when_it_is_told_to_continue_or_replace(store: ScoreStore) -> None:
-    """As dvc.yaml has it: what made a student may have changed, though its settings have not."""
+def test_a_finished_run_is_made_again_when_asked_to_continue_or_replace(store: ScoreStore) -> None:
+    """dvc.yaml relies on it: the inputs of a student may have changed, though its settings have not."""
     distill(settings(steps=3))
     before = files(Path("run"))
     Path("run/student.safetensors").write_bytes(b"made by other code")
@@ -285,8 +285,8 @@ def test_the_student_changes_and_the_teacher_does_not(store: ScoreStore, monkeyp
     assert not torch.equal(before["stem.0.weight"], taught["stem.0.weight"])
 
 
-def test_running_statistics_follow_even_where_a_network_comes_with_slow_ones(store: ScoreStore) -> None:
-    """After a few dozen steps the student must answer in eval mode about as it does in training mode."""
+def test_running_statistics_adapt_even_if_a_network_has_a_small_momentum(store: ScoreStore) -> None:
+    """After a few dozen steps the student must predict nearly the same in eval mode and in training mode."""
     distill(settings(student="tiny_models:slow", inherit=False, steps=60, lr=0.01))
     student = load_model("run/student.safetensors")
     images = torch.rand(8, 3, 24, 32) * 0.5
@@ -332,7 +332,7 @@ def test_a_teacher_scored_by_catalogue_name_is_found_again_at_a_new_root(
     distill(settings(steps=2, root="moved"))
 
 
-def test_images_are_kept_no_larger_than_they_are_of_use(store: ScoreStore) -> None:
+def test_images_are_cached_no_larger_than_the_crops_need(store: ScoreStore) -> None:
     selection = make_selection(store, SelectSettings(budget=3))
     with SelectedImages(store, selection, decode=Covering(height=20, width=20)) as images:
         assert images[0].size == (28, 20)  # 56 x 40, halved: covers 20 x 20

@@ -32,7 +32,7 @@ def test_iou_is_counted_as_by_hand_and_an_absent_class_is_left_out() -> None:
     assert result.pixel_accuracy == pytest.approx(0.7)
 
 
-def test_a_model_is_judged_as_torchmetrics_would_with_void_left_out(teacher: Segmenter, labelled_folder: Path) -> None:
+def test_a_model_is_evaluated_as_by_torchmetrics_without_void(teacher: Segmenter, labelled_folder: Path) -> None:
     data = open_labelled(labelled_folder)
     height, width = teacher.spec.image_size
     metric = MulticlassJaccardIndex(3, ignore_index=255)
@@ -111,14 +111,14 @@ def test_models_on_a_command_line_have_names_or_are_their_own(tmp_path: Path) ->
 def test_a_label_without_a_class_names_its_file(teacher: Segmenter, labelled_folder: Path) -> None:
     label = np.full((40, 56), 7, np.uint8)
     Image.fromarray(label).save(labelled_folder / "labels" / "3.png")
-    with pytest.raises(DataError, match=r"labels/3\.png has class 7, the model only 0 to 2"):
+    with pytest.raises(DataError, match=r"labels/3\.png has class 7, but the model only 0 to 2"):
         evaluate(teacher, open_labelled(labelled_folder))
 
 
 def test_another_class_count_than_the_datas_is_refused(labelled_folder: Path, tmp_path: Path) -> None:
     save_model(tiny_model(spec=tiny_spec(classes=("a", "b"))), tmp_path / "two.safetensors")
     model = load_model(tmp_path / "two.safetensors")
-    with pytest.raises(DataError, match="two has 2 classes, .* has 3"):
+    with pytest.raises(DataError, match="two has 2 classes, but .* has 3"):
         check_classes(open_labelled(labelled_folder), model.spec.num_classes, model="two")
 
 

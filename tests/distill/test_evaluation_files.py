@@ -1,4 +1,4 @@
-"""What dfss-eval writes for DVC: short metrics, and the IoU of each class as a table."""
+"""The files that dfss-eval writes for DVC: short metrics, and the IoU of each class as a table."""
 
 import csv
 import json

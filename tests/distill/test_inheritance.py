@@ -1,4 +1,4 @@
-"""What a student takes over from a teacher built like it."""
+"""Inheritance: how a student is initialised from a teacher with the same architecture."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ def same(one: nn.Module, other: nn.Module) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_shorter_student_begins_with_the_teachers_first_and_last_modules(stacked_teacher: Segmenter) -> None:
+def test_a_shorter_student_is_initialised_from_the_teachers_first_and_last_modules(stacked_teacher: Segmenter) -> None:
     own, theirs = student(blocks=2), stacked_teacher
     inheritance = inherit(own, theirs)
     assert same(own.network.stem, theirs.network.stem)
@@ -60,8 +60,8 @@ def test_a_shorter_student_begins_with_the_teachers_first_and_last_modules(stack
     fixed = {name for name, parameter in own.network.named_parameters() if not parameter.requires_grad}
     assert {name.split(".")[0] for name in fixed} == {"stem"}
     assert [pair[1] for pair in inheritance.compared] == [theirs.network.blocks[1][1], theirs.network.blocks[2][1]]
-    resting = {name for name, module in own.network.named_modules() if module in inheritance.frozen}
-    assert resting == {"stem", "stem.0", "stem.1", "blocks.0.1", "blocks.1.1"}
+    frozen = {name for name, module in own.network.named_modules() if module in inheritance.frozen}
+    assert frozen == {"stem", "stem.0", "stem.1", "blocks.0.1", "blocks.1.1"}
 
 
 def test_modules_of_other_shapes_are_the_students_own(stacked_teacher: Segmenter) -> None:
@@ -69,7 +69,7 @@ def test_modules_of_other_shapes_are_the_students_own(stacked_teacher: Segmenter
     inherit(own, stacked_teacher)
     assert same(own.network.stem, stacked_teacher.network.stem)
     assert same(own.network.blocks[1], before.network.blocks[1])
-    # Its BatchNorm has the teacher's shape, but is fed by another convolution.
+    # Its BatchNorm has the teacher's shape, but another convolution feeds it.
     assert same(own.network.blocks[2], before.network.blocks[2])
     assert same(own.network.head, stacked_teacher.network.head)
 
@@ -92,7 +92,7 @@ def test_modules_in_blocks_of_another_kind_are_not_the_same() -> None:
     assert torch.equal(basic.network.encoder.conv1.weight, bottlenecks.network.encoder.conv1.weight)
 
 
-def test_what_sees_the_same_but_computes_otherwise_is_not_fixed() -> None:
+def test_a_module_with_the_same_input_and_another_output_is_not_frozen() -> None:
     dilated, strided = smp_model("DeepLabV3/resnet18"), smp_model("Unet/resnet18", seed=2)
     inherit(strided, dilated)
     layer3 = strided.network.encoder.layer3[0]
@@ -104,11 +104,11 @@ def test_what_sees_the_same_but_computes_otherwise_is_not_fixed() -> None:
 def test_convolutions_that_pad_by_themselves_inherit_too() -> None:
     teacher = smp_model("Unet/efficientnet-b0")
     own = smp_model("Unet/efficientnet-b0", seed=2, encoder_depth=4, decoder_channels=[128, 64, 32, 16])
-    resting = inherit(own, teacher).frozen
+    frozen = inherit(own, teacher).frozen
     before_the_last_stage = [own.network.encoder._conv_stem, *own.network.encoder._blocks[:8]]
     assert not any(parameter.requires_grad for module in before_the_last_stage for parameter in module.parameters())
     own.train()  # in which a block may drop parts of itself
-    for module in resting:
+    for module in frozen:
         module.eval()
     image = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
@@ -136,7 +136,7 @@ def test_normalised_otherwise_nothing_sees_the_same(stacked_teacher: Segmenter) 
     assert all(parameter.requires_grad for parameter in own.parameters())
 
 
-def test_the_teacher_over_again_is_refused(stacked_teacher: Segmenter) -> None:
+def test_a_student_that_equals_the_teacher_is_refused(stacked_teacher: Segmenter) -> None:
     with pytest.raises(ModelError, match="equals the teacher and has nothing to learn"):
         inherit(student(), stacked_teacher)
     with pytest.raises(ModelError, match="equals the teacher"):  # though it has stages that never run
@@ -292,7 +292,7 @@ def names_of(model: Segmenter, modules: Sequence[nn.Module]) -> set[str]:
     return {name for name, module in model.network.named_modules() if module in modules}
 
 
-def test_a_student_that_goes_on_begins_where_it_ended_and_shares_what_it_shared(
+def test_a_continued_student_begins_with_its_own_weights_and_shares_what_it_shared(
     settings: DistillSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = prepare_distill(change(settings, out="start"), monkeypatch)
@@ -310,7 +310,7 @@ def test_a_student_that_goes_on_begins_where_it_ended_and_shares_what_it_shared(
         assert {name.partition(".")[0] for name in fixed} == {"stem"}
 
 
-def test_a_student_that_goes_on_learns_and_keeps_the_teachers_stem_and_statistics(
+def test_a_continued_student_learns_and_keeps_the_teachers_stem_and_statistics(
     settings: DistillSettings, stacked_teacher: Segmenter
 ) -> None:
     distill(settings)
@@ -380,7 +380,7 @@ def change(settings: DistillSettings, **changes: Any) -> DistillSettings:
     return dataclasses.replace(settings, **changes)
 
 
-def test_a_run_keeps_what_is_fixed_and_the_teachers_statistics(
+def test_a_run_keeps_frozen_modules_and_the_teachers_statistics(
     settings: DistillSettings, stacked_teacher: Segmenter
 ) -> None:
     distill(settings)
@@ -424,7 +424,7 @@ def test_the_feature_term_brings_the_features_nearer(settings: DistillSettings, 
     assert apart[10.0] < 0.8 * apart[0.0]
 
 
-def test_without_inheritance_everything_is_learnt(settings: DistillSettings, stacked_teacher: Segmenter) -> None:
+def test_without_inheritance_every_weight_is_trained(settings: DistillSettings, stacked_teacher: Segmenter) -> None:
     distill(change(settings, inherit=False))
     assert not same(load_model("run/student.safetensors").network.stem, stacked_teacher.network.stem)
 

@@ -1,4 +1,4 @@
-"""The loss against float64 numpy, and the equality that sampling rests on."""
+"""The loss against float64 numpy, and the equality that justifies sampling."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def test_a_loss_is_that_of_numpy(temperature: float, kind: Loss) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_student_that_answers_as_the_teacher_has_no_loss_and_no_gradient(kind: Loss) -> None:
+def test_a_student_that_predicts_as_the_teacher_has_no_loss_and_no_gradient(kind: Loss) -> None:
     teacher = torch.randn(2, 4, 5, 5)
     student = teacher.clone().requires_grad_()
     loss = distillation_loss(student, teacher, kind, 2.0).sum()

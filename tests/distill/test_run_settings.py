@@ -1,4 +1,4 @@
-"""What a distillation hands to its steps: every setting reaches the weights, views and networks that it is for."""
+"""Every setting of a distillation reaches the weights, views and networks of its steps."""
 
 import dataclasses
 import math
@@ -74,7 +74,7 @@ def test_every_image_of_a_run_has_the_weight_of_its_own_distance(
     np.testing.assert_allclose(batch.weights_N, oracles.start_weights(distance, "minmax"), rtol=1e-4, atol=1e-6)
 
 
-def test_by_sampling_a_run_weighs_all_alike(scored_store: ScoreStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_by_sampling_a_run_weights_all_images_alike(scored_store: ScoreStore, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = prepare_distill(make_settings(by_sampling=True), monkeypatch)
     assert all(batch.weights_N.tolist() == [1] * 4 for batch in prepared.batches)
     plain = prepare_distill(make_settings(overwrite=True), monkeypatch)
@@ -155,7 +155,7 @@ def test_a_student_inherits_unless_it_is_told_not_to(image_folder: Path, monkeyp
 
 
 def test_the_loss_that_a_run_logs_is_that_of_its_settings(scored_store: ScoreStore) -> None:
-    """Before anything is learnt the same batch gives each loss its own number, and T^2 KL(T) is not KL."""
+    """Before the first step the same batch gives a different value for each loss, and T^2 KL(T) differs from KL."""
     logged = {}
     for loss, temperature in (("kl", 1.0), ("kl", 5.0), ("channel", 1.0), ("l1", 1.0)):
         run_distill(make_settings(loss=loss, temperature=temperature, steps=1, overwrite=True))

@@ -39,14 +39,14 @@ def stacked(seed: int, **arguments: Any) -> Segmenter:
 
 
 def student_of(builder: str = "tiny_models:small", **changes: Any) -> Segmenter:
-    """A student that is normalised otherwise than the teacher, in train mode."""
+    """A student in train mode whose normalisation differs from the teacher's."""
     torch.manual_seed(5)
     spec = dataclasses.replace(tiny_spec(builder), mean=(0.3, 0.4, 0.5), std=(0.2, 0.3, 0.4), **changes)
     return build_model(spec).train()
 
 
 def lit_pixels(batch: DistillBatch) -> torch.Tensor:
-    """What both networks are to see, by numpy, [N, 3, H, W] in [0, 1]."""
+    """The expected input of both networks, by numpy, [N, 3, H, W] in [0, 1]."""
     images = [
         oracles.light(image.permute(1, 2, 0).numpy() / 255.0, view.light)
         for image, view in zip(batch.images_N3HW, batch.views, strict=True)
@@ -55,7 +55,7 @@ def lit_pixels(batch: DistillBatch) -> torch.Tensor:
 
 
 def logits_of(model: Segmenter, pixels: torch.Tensor) -> NDArray[np.float64]:
-    """By a copy of the network alone, in double precision: normalised, run, brought to the size of the pixels."""
+    """Logits by a copy of the network alone, in double precision: normalise, run, resize to the size of the pixels."""
     network = copy.deepcopy(model.network).double()
     mean, std = (torch.tensor(values).double().view(3, 1, 1) for values in (model.spec.mean, model.spec.std))
     with torch.no_grad():
@@ -65,7 +65,7 @@ def logits_of(model: Segmenter, pixels: torch.Tensor) -> NDArray[np.float64]:
 
 
 def inputs_of(network: nn.Module, modules: Sequence[nn.Module], pixels: torch.Tensor, spec: ModelSpec) -> list[Any]:
-    """What modules of a network see, by hooks of the test's own, float64."""
+    """The inputs of modules of a network, by hooks of the test's own, float64."""
     seen: dict[nn.Module, Any] = {}
     copied = copy.deepcopy(network).double()
     names = {module: name for name, module in network.named_modules()}
@@ -149,7 +149,7 @@ def test_teacher_and_student_see_the_same_pixels_each_normalised_in_its_own_way(
     assert flips == {False, True}
 
 
-def test_the_teacher_answers_without_a_gradient_and_the_student_with_one() -> None:
+def test_the_teacher_predicts_without_a_gradient_and_the_student_with_one() -> None:
     distillation, model = make_distillation(steps=STEPS), student_of()
     distillation.teacher.requires_grad_(True)
     found: dict[str, tuple[bool, bool]] = {}
@@ -263,7 +263,7 @@ def test_every_slot_of_every_step_has_a_view_of_its_own_that_the_seed_fixes() ->
 
 
 def without_batch_statistics() -> Segmenter:
-    """A student whose answer to an image does not depend on the rest of the batch."""
+    """A student whose prediction for an image does not depend on the rest of the batch."""
     return student_of("tiny_models:without_batch_norm")
 
 

@@ -23,7 +23,7 @@ VOID = 255
 
 
 class Recorded(Segmenter):
-    """A model that keeps what it was shown and what it answered."""
+    """A model that keeps its inputs and its outputs."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         self.shown = images

@@ -52,12 +52,12 @@ class Network(nn.Module):
         super().__init__()
         self.first = nn.Conv2d(3, 4, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(4, momentum=momentum)
-        self.resting = nn.BatchNorm2d(4, momentum=momentum)
+        self.frozen = nn.BatchNorm2d(4, momentum=momentum)
         self.dropout = nn.Dropout(dropout)
         self.last = nn.Conv2d(4, 3, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.last(self.dropout(self.resting(torch.tanh(self.norm(self.first(images))))))
+        logits: Tensor = self.last(self.dropout(self.frozen(torch.tanh(self.norm(self.first(images))))))
         return logits
 
 
@@ -68,7 +68,7 @@ def network(momentum: float = 0.1, dropout: float = 0.0) -> Segmenter:
 
 @dataclasses.dataclass
 class Regression:
-    """An objective of the test's own: three fixed images a step. It notes what it is shown."""
+    """An objective of the test's own with three fixed images per step. It records its batches."""
 
     asked: list[int] = dataclasses.field(default_factory=list)
     progress: list[float] = dataclasses.field(default_factory=list)
@@ -84,7 +84,7 @@ class Regression:
 
     def loss(self, model: Segmenter, batch: tuple[Tensor, Tensor], progress: float) -> WeightedSum:
         self.progress.append(progress)
-        self.training.append((model.network.norm.training, model.network.resting.training))  # type: ignore[union-attr]
+        self.training.append((model.network.norm.training, model.network.frozen.training))  # type: ignore[union-attr]
         self.random.append(float(torch.rand(1)))
         self.seeds.append(torch.initial_seed())
         images, wanted = batch
@@ -118,8 +118,8 @@ def by_hand(*, lr: float, weight_decay: float, warmup: float, momentum: float, s
         centred = x - x.mean((0, 2, 3), keepdim=True)
         x = centred / (centred.square().mean((0, 2, 3), keepdim=True) + 1e-5).sqrt()
         x = torch.tanh(x * leaves["norm.weight"].view(-1, 1, 1) + leaves["norm.bias"].view(-1, 1, 1))
-        x = x / math.sqrt(1 + 1e-5)  # at rest, with the statistics that it was made with
-        x = x * leaves["resting.weight"].view(-1, 1, 1) + leaves["resting.bias"].view(-1, 1, 1)
+        x = x / math.sqrt(1 + 1e-5)  # the frozen layer, with its initial statistics
+        x = x * leaves["frozen.weight"].view(-1, 1, 1) + leaves["frozen.bias"].view(-1, 1, 1)
         logits = F.conv2d(x, leaves["last.weight"], leaves["last.bias"])
         gradients = torch.autograd.grad((logits - wanted).square().mean(), list(leaves.values()))
         rate = oracles.learning_rate(step, steps, lr, warmup)
@@ -139,7 +139,7 @@ def by_hand(*, lr: float, weight_decay: float, warmup: float, momentum: float, s
 )
 def test_a_run_is_adamw_under_warmup_and_cosine_written_out(changes: dict[str, Any]) -> None:
     model, objective = network(), Regression()
-    run_training(model, objective, settings(**changes), frozen=[model.network.resting])  # type: ignore[list-item]
+    run_training(model, objective, settings(**changes), frozen=[model.network.frozen])  # type: ignore[list-item]
     told = {"lr": 0.05, "weight_decay": 1e-4, "warmup": 0.05, **changes}
     expected = by_hand(**told, momentum=0.1)
     for name, tensor in model.network.state_dict().items():
@@ -148,9 +148,9 @@ def test_a_run_is_adamw_under_warmup_and_cosine_written_out(changes: dict[str, A
 
 
 @pytest.mark.parametrize(("momentum", "used"), [(0.01, 0.1), (0.1, 0.1), (0.4, 0.4)])
-def test_running_statistics_follow_at_least_by_a_tenth_a_step(momentum: float, used: float) -> None:
+def test_the_momentum_of_running_statistics_is_at_least_a_tenth(momentum: float, used: float) -> None:
     model = network(momentum)
-    run_training(model, Regression(), settings(), frozen=[model.network.resting])  # type: ignore[list-item]
+    run_training(model, Regression(), settings(), frozen=[model.network.frozen])  # type: ignore[list-item]
     expected = by_hand(lr=0.05, weight_decay=1e-4, warmup=0.05, momentum=used)
     for name in ("norm.running_mean", "norm.running_var"):
         torch.testing.assert_close(model.network.state_dict()[name], expected[name], rtol=1e-7, atol=1e-9)
@@ -164,15 +164,15 @@ def test_the_learning_rate_that_the_optimiser_has_is_logged() -> None:
     assert max(expected) == 0.05
 
 
-def test_every_step_trains_and_what_rests_stays_in_eval_mode() -> None:
+def test_every_step_trains_and_frozen_modules_stay_in_eval_mode() -> None:
     model, objective = network(), Regression()
-    run_training(model, objective, settings(), frozen=[model.network.resting])  # type: ignore[list-item]
+    run_training(model, objective, settings(), frozen=[model.network.frozen])  # type: ignore[list-item]
     assert objective.training == [(True, False)] * STEPS
     assert objective.progress == pytest.approx(np.linspace(0, 1, STEPS))
-    assert model.network.resting.running_mean.tolist() == [0] * 4  # type: ignore[union-attr]
+    assert model.network.frozen.running_mean.tolist() == [0] * 4  # type: ignore[union-attr]
 
 
-def test_what_is_random_in_a_step_is_of_the_seed_and_the_step() -> None:
+def test_randomness_in_a_step_depends_on_the_seed_and_the_step_alone() -> None:
     draws = []
     for out, seed in (("a", 0), ("b", 0), ("c", 1)):
         objective = Regression()
@@ -337,7 +337,9 @@ def differing(one: dict[str, Tensor], other: dict[str, Tensor]) -> set[str]:
     return {name for name in one if not torch.equal(one[name], other[name])}
 
 
-def test_the_initial_weights_are_of_the_seed_alone(scored_store: ScoreStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_initial_weights_depend_on_the_seed_alone(
+    scored_store: ScoreStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = []
     for number, seed in enumerate((0, 0, 1)):
         torch.manual_seed(number)  # whatever drew numbers before
@@ -365,7 +367,7 @@ def test_arguments_reach_the_students_builder(scored_store: ScoreStore, monkeypa
 
 @pytest.fixture
 def published(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
-    """Stands for the pretrained backbone that torchvision would fetch."""
+    """Stands for the pretrained backbone that torchvision would download."""
     from torchvision.models import _api, mobilenet_v3_large
 
     torch.manual_seed(77)
@@ -375,7 +377,7 @@ def published(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("pretrained", [False, True])
-def test_a_pretrained_backbone_is_what_the_student_begins_with(
+def test_a_student_is_initialised_from_a_pretrained_backbone(
     pretrained: bool, scored_store: ScoreStore, published: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = make_settings(student="lraspp_mobilenet_v3_large", pretrained_backbone=pretrained)
@@ -385,7 +387,7 @@ def test_a_pretrained_backbone_is_what_the_student_begins_with(
 
 
 @pytest.mark.parametrize("pretrained", [False, True])
-def test_a_pretrained_backbone_is_what_a_supervised_model_begins_with(
+def test_a_supervised_model_is_initialised_from_a_pretrained_backbone(
     pretrained: bool, labelled_folder: Path, published: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = make_train_settings(labelled_folder, builder="lraspp_mobilenet_v3_large", pretrained_backbone=pretrained)

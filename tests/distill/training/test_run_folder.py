@@ -16,7 +16,7 @@ from distill.training.run_folder import RunFolder
 from storage.errors import SettingsError
 from storage.selection import write_selection
 
-# What a user may change between the two halves of a run: where things lie, and what is looked at meanwhile.
+# Settings that a user may change before resuming a run: paths, device, and how often it is evaluated and saved.
 FREE = {"resume", "overwrite", "out", "val", "eval_every", "checkpoint_every", "keep_checkpoint", "device", "root"}
 TOLD: dict[type, OptimisationSettings] = {
     DistillSettings: make_settings(),
@@ -57,7 +57,7 @@ def started(settings: OptimisationSettings) -> RunFolder:
 
 
 @pytest.mark.parametrize(("kind", "name"), FIELDS, ids=lambda value: getattr(value, "__name__", value))
-def test_a_run_goes_on_with_another_value_of_a_free_setting_only(kind: type, name: str) -> None:
+def test_a_run_continues_with_another_value_of_a_free_setting_only(kind: type, name: str) -> None:
     told = TOLD[kind]
     changed = dataclasses.replace(told, **{name: other_value(kind, name, getattr(told, name))})
     assert getattr(changed, name) != getattr(told, name)
@@ -72,7 +72,7 @@ def test_a_run_goes_on_with_another_value_of_a_free_setting_only(kind: type, nam
     else:
         with pytest.raises(
             SettingsError,
-            match=rf"begun with other settings: {name}.* is .* there and .* now; --overwrite starts afresh",
+            match=rf"has a run with other settings: {name}.* is .* there and .* now; replace it with --overwrite",
         ):
             folder.claim(again, ABOUT)
         assert folder.checkpoint.exists()
@@ -81,9 +81,9 @@ def test_a_run_goes_on_with_another_value_of_a_free_setting_only(kind: type, nam
 
 
 @pytest.mark.parametrize("about", [{**ABOUT, "student_of": "abd"}, {**ABOUT, "held_out": 2}])
-def test_what_else_decides_the_model_is_compared_as_well(about: dict[str, Any]) -> None:
+def test_everything_that_decides_the_model_is_compared(about: dict[str, Any]) -> None:
     told = TOLD[DistillSettings]
-    with pytest.raises(SettingsError, match="begun with"):
+    with pytest.raises(SettingsError, match="with other settings"):
         started(told).claim(dataclasses.replace(told, resume=True), about)
 
 
