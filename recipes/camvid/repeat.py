@@ -1,7 +1,7 @@
 """Run a command once for every seed, all at the same time: ``python repeat.py --seeds 3 -- COMMAND ... {seed} ...``.
 
-``{seed}`` in the command's words becomes 0, 1, ...; the processors are divided among the runs, which on two cores takes
-less time than one run after another on both. Fails if one of them fails, after all have ended.
+``{seed}`` in the command's words becomes 0, 1, ... The processors are divided among the runs. On two cores that takes
+less time than one run after another on both. The command fails if a run fails, after all have ended.
 """
 
 import argparse
@@ -10,7 +10,7 @@ import subprocess
 
 
 def main() -> None:
-    """Start, wait, report."""
+    """Start the runs, wait for them and report failures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, required=True)
     parser.add_argument("command", nargs="+")

@@ -1,12 +1,12 @@
-"""The experiment's runs as figures, tables, learning curves and pictures.
+"""Reports the experiment's runs as figures, tables, learning curves and pictures.
 
 ``python report.py --runs runs --seeds 3 --teacher teacher --synthesized synthesized --data DATA/camvid/val
 --json camvid.json --table table.md --curves curves.png --predictions predictions.png`` reads ``runs/ARM/SEED``
-for the first seeds. Runs of further seeds may be left from an earlier experiment, and are not read.
+for the first seeds. Runs of further seeds may come from an earlier experiment and are not read.
 
 The JSON is a list of runs: ``arm``, ``seed``, ``steps``, ``miou`` (of the last step, on the labels of CamVid val),
-``pixel_accuracy``, ``iou`` by class, ``images`` that it learnt from, ``weights`` of the model, the ``cost`` of finding
-or making the images, and the run's ``settings``.
+``pixel_accuracy``, ``iou`` by class, number of training ``images``, number of ``weights`` of the model, the ``cost`` of
+finding or making the images, and the run's ``settings``.
 """
 
 import argparse
@@ -32,13 +32,13 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 SHOWN = ("plain-random", "random", "dfss", "original")
-PLAIN = ("paper", "no-inheritance", "labels")  # arms whose students begin from scratch
+PLAIN = ("paper", "no-inheritance", "labels")  # arms whose students are trained from scratch
 COSTED = ("dfss", "refined", "synthesis")
 DRAWN = ("dfss", "random", "refined", "synthesis", "original", "labels", "paper", "plain-random", "plain-original")
 
 
 def main() -> None:
-    """Read, summarise, draw."""
+    """Read the runs, summarise them and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--seeds", type=int, required=True, help="how many runs each arm has")
@@ -71,7 +71,7 @@ def read_runs(folder: Path, synthesized: Path, seeds: int) -> list[dict[str, Any
             run["cost"] = cost_of(run["settings"], synthesized)
         runs.append({"arm": metrics.parent.parent.name} | run)
     if not runs:
-        raise SystemExit(f"no finished run in {folder}")
+        raise SystemExit(f"{folder} holds no finished run; finish the runs first")
     teachers = {run["settings"]["teacher"] for run in runs if "teacher" in run["settings"]}
     if len(teachers) > 1:
         raise SystemExit(f"{folder} holds students of {len(teachers)} teachers; delete the runs of the other scale")
@@ -79,7 +79,7 @@ def read_runs(folder: Path, synthesized: Path, seeds: int) -> list[dict[str, Any
 
 
 def cost_of(settings: dict[str, Any], synthesized: Path) -> dict[str, Any]:
-    """What the images took: the making of those that were made, and the scoring of the pile that they come from."""
+    """The cost of a run's images: making those that were made, and scoring the images that they were chosen from."""
     made = synthesized / Path(settings["shards"]).stem / "cost.json"
     cost = json.loads(made.read_text()) if made.exists() else {"teacher_forwards": 0, "teacher_backwards": 0}
     pile = Path(settings["shards"]) if not made.exists() else cost.get("begun_from")
@@ -93,7 +93,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     metrics = json.loads((folder / "metrics.json").read_text())
     settings = json.loads((folder / "settings.json").read_text())
     if settings.get("held_out"):
-        raise SystemExit(f"{folder} was judged by agreement with its teacher, not on labels; give it --val")
+        raise SystemExit(f"{folder} was evaluated by agreement with its teacher, not on labels; run it with --val")
     chosen = folder / "selection.parquet"
     run = {name: metrics[name] for name in ("seed", "steps", "miou", "pixel_accuracy", "iou")}
     run["images"] = len(read_selection(chosen)) if chosen.exists() else None
@@ -103,13 +103,13 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def count_weights(path: Path) -> int:
-    """Numbers that a model file holds, BatchNorm's statistics among them."""
+    """The number of values in a model file, including BatchNorm's statistics."""
     with safe_open(path, framework="np") as file:
         return int(sum(np.prod(file.get_slice(name).get_shape(), dtype=int) for name in file.keys()))  # noqa: SIM118
 
 
 def table(runs: list[dict[str, Any]]) -> str:
-    """Markdown: mean, spread and every seed's mIoU of each arm, best first, beside random and original."""
+    """A Markdown table of the mIoU of each arm, best first, also relative to random and original."""
     frame = pd.DataFrame(runs)
     lines = [
         "| arm | images | mIoU, mean ± deviation | each seed | minus random | of original |",
@@ -132,14 +132,14 @@ def table(runs: list[dict[str, Any]]) -> str:
 
 
 def like(arm: str) -> str:
-    """The prefix of the arms that train the same student in the same way, on other images."""
+    """The prefix of the arms that train the same student in the same way on other images."""
     if arm in PLAIN:
         return "plain-"
     return next((prefix for prefix in ("half-", "mobile-", "plain-") if arm.startswith(prefix)), "")
 
 
 def cost_table(runs: list[dict[str, Any]]) -> str:
-    """Markdown: what an arm's images took to find or to make, in images through the teacher."""
+    """A Markdown table of the cost of finding or making an arm's images, in images through the teacher."""
     lines = ["| arm | teacher forwards | teacher backwards |", "|---|---|---|"]
     for run in runs:
         if run["seed"] == 0 and run["arm"] in COSTED and "cost" in run:
@@ -150,7 +150,7 @@ def cost_table(runs: list[dict[str, Any]]) -> str:
 
 
 def draw_curves(folder: Path, runs: list[dict[str, Any]], teacher: float, out: Path) -> None:
-    """MIoU on val by step: the seeds' mean, and from the lowest to the highest of them as a band."""
+    """Draw mIoU on val by step: the mean over seeds, with a band from the lowest to the highest."""
     figure, axes = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
     axes.axhline(teacher, color="black", linestyle=":", label="teacher")
     for arm in (arm for arm in DRAWN if any(run["arm"] == arm for run in runs)):
@@ -168,7 +168,7 @@ def draw_curves(folder: Path, runs: list[dict[str, Any]], teacher: float, out: P
 
 
 def draw_predictions(runs: Path, data: Path, teacher: Path, out: Path, count: int = 4) -> None:
-    """Images of val with their labels and what models see in them, one row each."""
+    """Draw images of val with their labels and the predictions of the models, one row each."""
     labelled = open_labelled(str(data))
     models = {"teacher": teacher} | {arm: runs / arm / "0" / "student.safetensors" for arm in SHOWN}
     loaded = {name: load_model(path) for name, path in models.items() if path.exists()}

@@ -1,8 +1,8 @@
-"""What a selection consists of, counted afterwards from the manifest that no selection may read.
+"""Counts the sources of a selection's images, by the manifest that no selection may read.
 
-``python sources.py --manifest wild/manifest.csv --budget 0.1 --out sources.csv selections/ads ...`` prints and writes,
-for every source, its share of the wild images and of the first tenth of each order (of its seeds together); one row
-counts what the manifest calls a street.
+``python sources.py --manifest wild/manifest.csv --budget 0.1 --out sources.csv selections/ads ...`` prints and writes a
+row for every source: its share of the wild images, and of the first tenth of each order (over all its seeds). One more
+row counts the images that the manifest calls streets.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pipeline.selection.select import image_count
 
 
 def main() -> None:
-    """Count and print."""
+    """Count the sources, print them and write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--manifest", type=Path, required=True)
     parser.add_argument("--budget", type=json.loads, required=True, help="a count, or a fraction of each order")
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def shares_of(rows: pd.DataFrame) -> pd.Series:
-    """Share of each source among the rows, and of the rows whose note says street."""
+    """The share of each source among the rows, and of the rows whose note says street."""
     shares = rows["source"].value_counts(normalize=True)
     shares["any street"] = rows["note"].str.contains("street", case=False, na=False).mean()
     return shares

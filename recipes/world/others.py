@@ -1,4 +1,4 @@
-"""Ten kinds of picture that are no streets. Each function draws one on an empty sheet.
+"""Ten kinds of picture that are not streets. Each function draws one on an empty sheet.
 
 Shapes: C = 3 colours, H rows, W columns, N points.
 """

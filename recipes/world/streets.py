@@ -53,7 +53,7 @@ class Street:
     facade: float  # distance of the facades from the middle of the road
     bend: float
     end: float
-    crossing: Range  # z at which a side street begins and ends; infinite where there is none
+    crossing: Range  # z at which a side street begins and ends; infinite without a side street
 
     def middle(self, z: float) -> float:
         """X of the middle of the road."""

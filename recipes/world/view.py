@@ -1,7 +1,7 @@
 """A camera in a street, the daylight there, and the sheets on which both are drawn: the picture and its class ids.
 
 World axes: x right, y up, z along the street, in metres; the camera is at z = 0. Upright things are drawn as polygons
-from far to near. The ground and the sky are worked out pixel by pixel: a pixel looks along
+from far to near. The ground and the sky are computed pixel by pixel: a pixel looks along
 ``ray = forward + u * right + v * up`` and meets the ground at the depth ``camera height / -ray_y``.
 
 A surface of unit normal n is lit by ``sky * (0.65 + 0.35 n_y) + sun * max(0, n . s)`` for the unit vector s to the
@@ -31,7 +31,7 @@ GRAIN = noise(np.random.default_rng(0), 256, 256, scale=32.0, octaves=3)
 
 
 class View:
-    """One picture of a street under way."""
+    """One picture of a street while it is drawn."""
 
     def __init__(self, rng: np.random.Generator, style: Style, height: int, width: int, across: float) -> None:
         self.rng, self.rows, self.columns = rng, height * SCALE, width * SCALE
@@ -80,7 +80,7 @@ class View:
         return np.clip(clear_HWC + cover_HW * (white_HWC - clear_HWC), 0, 255).astype(np.uint8)
 
     def polygons(self, points_NP3: ArrayLike, colours_NC: ArrayLike, label: int) -> None:
-        """Draw polygons of one class over what is there, in colours that are lit already; the haze is added."""
+        """Draw polygons of one class over the picture, in colours that are lit already; add the haze."""
         points_NP3 = np.asarray(points_NP3, dtype=np.float64)
         away_N1 = np.linalg.norm(points_NP3.mean(axis=1) - self.position, axis=1)[:, None]
         colours = self.haze + (np.asarray(colours_NC) - self.haze) * np.exp(-away_N1 / self.haze_distance)

@@ -1,11 +1,11 @@
-"""Draws a small world to try DFSS with: streets for a teacher, more to judge by, and a pile of unlabelled pictures.
+"""Draws a small world to try DFSS with: streets for a teacher, streets for validation, and unlabelled pictures.
 
 ``python world.py --part all --out data/world`` writes ``private/`` and ``val/`` (``images/*.jpg``, ``labels/*.png``
-with class ids as in ``classes.txt``, 255 = void) and ``wild/wild-{000000..}.tar``; ``wild-sources.csv`` tells what each
-wild picture is, for judging only. Values that are not given come from the section dfss.world of params.yaml.
+with class ids as in ``classes.txt``, 255 = void) and ``wild/wild-{000000..}.tar``. ``wild-sources.csv`` names the kind
+of each wild picture, for evaluation only. Values that are not given come from the section dfss.world of params.yaml.
 
 Each picture has a generator of its own, seeded by (seed, split, index), so the same settings give the same bytes. A few
-wild pictures are near-duplicates: another one, slightly cropped, lit differently and compressed harder.
+wild pictures are near-duplicates of another one, slightly cropped, lit differently and compressed more.
 """
 
 import argparse
@@ -35,7 +35,7 @@ PRIVATE, VALIDATION, WILD, PLAN = range(4)
 """Split ids: the second number of each picture's seed."""
 STREET = "street"
 SHARD = 500  # pictures per tar
-DUPLICATES = 0.02  # share of near-duplicates in the pile
+DUPLICATES = 0.02  # share of near-duplicates among the wild pictures
 QUALITY = 88  # of JPEG, but for the near-duplicates
 LEAST = {"seed": 0, "height": 32, "width": 32, "private": 1, "validation": 1, "wild": 1}
 
@@ -79,7 +79,7 @@ class Plan(NamedTuple):
 
 
 def make_world(world: World) -> None:
-    """Draw the parts that are asked for, in place of those that exist, each whole or not at all.
+    """Draw the parts in the settings, each atomically, in place of those that exist.
 
     Raises:
         SettingsError: If a part's folder holds something else.
@@ -99,7 +99,7 @@ def make_world(world: World) -> None:
 
 
 def _check_replaceable(folder: Path) -> None:
-    """Refuse to replace anything that is not a part of a world, for it may be somebody's work."""
+    """Refuse to replace anything that is not a part of a world, because it may be somebody's work."""
     for path in folder.iterdir() if folder.is_dir() else [folder] if folder.exists() else []:
         if not (path.match("wild-*.tar") or path.name in ("images", "labels", "classes.txt")):
             raise SettingsError(f"{path} is not part of a world; choose another folder, or remove it first")
@@ -171,7 +171,7 @@ WRITERS: dict[str, Callable[[Path, World], None]] = {
 
 
 def read_settings(arguments: Sequence[str] | None = None) -> World:
-    """The settings of a command line, of params.yaml where that names them, and else their defaults.
+    """The settings of a command line, else those of params.yaml, else their defaults.
 
     Raises:
         SettingsError: If params.yaml names a setting that does not exist, or a value cannot be used.
@@ -180,7 +180,7 @@ def read_settings(arguments: Sequence[str] | None = None) -> World:
     given: dict[str, Any] = ((document or {}).get("dfss") or {}).get("world") or {}
     defaults = {field.name: field.default for field in dataclasses.fields(World)}
     if unknown := sorted(given.keys() - defaults.keys()):
-        raise SettingsError(f"{PARAMS}: dfss.world.{unknown[0]} is no setting; known are {', '.join(defaults)}")
+        raise SettingsError(f"{PARAMS}: dfss.world.{unknown[0]} is not a setting; use one of {', '.join(defaults)}")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in defaults.items():
         flag, value = f"--{name.replace('_', '-')}", given.get(name, default)
@@ -189,7 +189,7 @@ def read_settings(arguments: Sequence[str] | None = None) -> World:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draw what the command line asks for, and return the exit code."""
+    """Draw the parts that the command line names, and return the exit code."""
     try:
         world = read_settings(arguments)
         make_world(world)

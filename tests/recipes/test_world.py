@@ -184,7 +184,7 @@ def test_the_command_line_wins_over_params_yaml_and_that_over_the_defaults() -> 
 def test_the_script_says_in_one_line_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
     Path("params.yaml").write_text("dfss:\n  world: {wilde: 7}\n")
     assert world.main([]) == 2
-    assert capsys.readouterr().err.startswith("world.py: error: params.yaml: dfss.world.wilde is no setting")
+    assert capsys.readouterr().err.startswith("world.py: error: params.yaml: dfss.world.wilde is not a setting")
     Path("params.yaml").unlink()
     Path("file").write_text("")
     assert world.main(["--out", "file/world", "--part", "val"]) == 1
