@@ -1,10 +1,11 @@
-"""What a step of ``dfss-distill`` costs beside the network passes that it cannot do without.
+"""Cost of a step of ``dfss-distill`` relative to the network passes that it needs.
 
 ``python benchmarks/distilling.py --json benchmarks/results/distilling.json``
 
-``ratio_step``: seconds of our step (reading, views, both networks, weighted loss, optimiser, curves) / seconds of the
-teacher's forward, the student's forward and backward and the optimiser's step on one batch that is always the same;
-in turn in one process, median of the rounds' ratios. Lower is better, 1 is the least.
+``ratio_step`` is the time of our step over the time of a bare step. Our step has reading, views, both networks,
+weighted loss, optimiser and curves. The bare step has the teacher's forward, the student's forward and backward, and
+the optimiser, always on the same batch. Both are timed in turn in one process, and the figure is the median of the
+rounds' ratios. Lower is better, and 1 is the least.
 """
 
 import argparse
@@ -62,7 +63,7 @@ def main() -> None:
 
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, list[float]]:
-    """Seconds of STEPS steps, ours and bare, by round."""
+    """Seconds of STEPS steps, ours and bare, for each round."""
     teacher = teacher_of(options.teacher, options.size, folder)
     write_tar(folder / "images.tar", options.images, photograph)
     scores = folder / "scores.zarr"
@@ -82,7 +83,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, list[float]]
 
 
 class Paused:
-    """A stage in a thread of its own that stands still between its reports, so that another can be timed beside it."""
+    """A stage in a thread of its own that pauses between its reports, so that another can be timed in turn with it."""
 
     def __init__(self, stage: Callable[[Progress], object]) -> None:
         self._may_go, self._reported = threading.Semaphore(0), threading.Semaphore(0)
@@ -101,7 +102,7 @@ class Paused:
         self._thread.join()
 
     def go_on(self, steps: int) -> None:
-        """Let it take some steps."""
+        """Let the stage take some steps."""
         for _ in range(steps):
             self._may_go.release()
             self._wait()
@@ -128,7 +129,7 @@ class Paused:
 
 
 def bare_steps(path: Path, options: argparse.Namespace) -> Callable[[], None]:
-    """STEPS steps on one normalised batch that is on the device already."""
+    """A function that takes STEPS steps on one normalised batch, which is on the device already."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     teacher = load_model(path).to(device).requires_grad_(False)
     spec = dataclasses.replace(teacher.spec, builder=resolve_builder(options.student), arguments={})

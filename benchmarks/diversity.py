@@ -1,9 +1,10 @@
-"""Diversity index and ADS order for up to four million images: seconds, and how they grow with N.
+"""Seconds for the diversity index and the ADS order of up to four million images, and their growth with N.
+
+ADS is Approximate Distribution Sampling.
 
 ``python benchmarks/diversity.py --json benchmarks/results/diversity.json``
 
-Embeddings are drawn from 300 clusters with 1 % near-copies, distances from a gamma distribution, both from a fixed
-seed.
+Embeddings are drawn from 300 clusters with 1 % near-copies, and distances from a gamma distribution. The seed is fixed.
 ``seconds_1m`` is the total for a million images. ``exponent`` is the slope of log(seconds) against log(N) from a
 million images (or the second largest size) to the largest; N log N would give 1.07 there.
 """

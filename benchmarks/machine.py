@@ -1,4 +1,4 @@
-"""What a benchmark ran on, and the median of ratios that are measured in turn."""
+"""The machine of a benchmark, and the median of ratios that are measured in turn."""
 
 import os
 import platform
@@ -49,7 +49,7 @@ def _synchronise() -> None:
 
 
 def side_by_side(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Time each contender once a round, in turn, after one round that does not count: drift hits all alike."""
+    """Time each contender once per round, in turn, after one warm-up round, so that drift affects all alike."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for round_number in range(rounds + 1):
         for name, work in contenders.items():
@@ -60,11 +60,11 @@ def side_by_side(contenders: dict[str, Callable[[], object]], rounds: int) -> di
 
 
 def median_ratio(numerator: list[float], denominator: list[float]) -> float:
-    """Median over the rounds of the ratio within a round."""
+    """The median over the rounds of the ratio within a round."""
     return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
 
 
 def rank_correlation(one_N: NDArray[np.floating[Any]], two_N: NDArray[np.floating[Any]]) -> float:
-    """Spearman's, without ties."""
+    """Spearman's rank correlation, without ties."""
     ranks = [np.argsort(np.argsort(values)) for values in (one_N, two_N)]
     return float(np.corrcoef(*ranks)[0, 1])

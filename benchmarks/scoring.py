@@ -1,8 +1,9 @@
-"""What scoring costs beside the teacher's bare forward pass, and what `dfss-score` loses from end to end.
+"""Cost of scoring relative to the teacher's bare forward pass, and overhead of `dfss-score` from end to end.
 
 ``python benchmarks/scoring.py --json benchmarks/results/scoring.json``
 
-Rates are measured side by side in one process, in turn, same batch, size and precision, median of the rounds' ratios:
+Rates are measured in turn in one process with the same batch, size and precision. Each figure is the median of the
+rounds' ratios:
 
 - ``ratio_default``: bare full forward / scoring with the default layers (the pass ends with them); above 1 is faster
 - ``ratio_all_layers``: bare full forward / scoring with every BatchNorm layer
@@ -10,8 +11,8 @@ Rates are measured side by side in one process, in turn, same batch, size and pr
 - ``memory_ratio``: peak memory of scoring ``--rows`` rows / that of 10,000 rows, each in its own process, without the
   diversity index, which grows with N by design
 
-The bare forward is as a good engineer would write it: inference mode, channels_last, eval, the same normalised input,
-and in a process whose C library keeps freed memory, as that of ``dfss-score`` does.
+The bare forward is written well: inference mode, channels_last, eval and the same normalised input. Its process keeps
+freed memory in the C library, like that of ``dfss-score``.
 """
 
 import argparse
@@ -56,8 +57,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--images", type=int, default=512, help="of the end-to-end run")
-    parser.add_argument("--rows", type=int, default=1_000_000, help="of the memory run; 0 leaves it out")
+    parser.add_argument("--images", type=int, default=512, help="images of the end-to-end run")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the memory run; 0 skips it")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--memory-of", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -77,7 +78,7 @@ def main() -> None:
 
 
 def teacher_of(name: str, size: list[int], folder: Path) -> Path:
-    """A model file with random weights: speed does not depend on them."""
+    """A model file with random weights, because speed does not depend on them."""
     torch.manual_seed(0)
     names = tuple(f"class {index}" for index in range(21))
     height, width = size
@@ -101,7 +102,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
 
 
 def forward_ratios(settings: ScoreSettings, options: argparse.Namespace) -> dict[str, float]:
-    """Bare forward, default layers and all layers, in turn."""
+    """Ratios of the bare forward to scoring with default layers and with all layers, timed in turn."""
     default = make_scorer(settings)
     every = make_scorer(dataclasses.replace(settings, layers=("all",)))
     height, width = options.size
@@ -123,7 +124,7 @@ def forward_ratios(settings: ScoreSettings, options: argparse.Namespace) -> dict
 
 
 def bare_forward(teacher: Segmenter, images: np.ndarray[Any, Any], precision: str) -> Callable[[], object]:
-    """The network alone on input that is normalised and on the device already."""
+    """A function that runs the network alone, on input that is normalised and on the device already."""
     device = teacher.device
     batch = teacher.normalise(torch.from_numpy(images).permute(0, 3, 1, 2).to(device))
 
@@ -136,7 +137,7 @@ def bare_forward(teacher: Segmenter, images: np.ndarray[Any, Any], precision: st
 
 
 def end_to_end(settings: ScoreSettings, options: argparse.Namespace) -> dict[str, float]:
-    """One whole run beside its two parts alone, in turn."""
+    """Time a complete run and its two parts alone, in turn."""
     scorer = make_scorer(settings)
     corpus = resolve_corpus(settings.corpus)
     manifest = list_images(corpus)
@@ -157,7 +158,7 @@ def end_to_end(settings: ScoreSettings, options: argparse.Namespace) -> dict[str
             scorer(images)
 
     rounds = max(2, options.rounds // 3)
-    # Loading the teacher and listing the corpus happen once a run, however many images there are.
+    # Loading the teacher and listing the corpus happen once per run, whatever the number of images.
     runs = iter(
         [prepare(dataclasses.replace(settings, out=f"{settings.out}.{number}")) for number in range(rounds + 1)]
     )
@@ -175,7 +176,7 @@ def end_to_end(settings: ScoreSettings, options: argparse.Namespace) -> dict[str
 
 
 def photograph(index: int) -> bytes:
-    """A JPEG of 500 x 375 pixels with structure at several scales, as a web photograph has."""
+    """A JPEG of 500 x 375 pixels with structure at several scales, like a web photograph."""
     rng = np.random.default_rng(index)
     image = np.zeros((375, 500, 3))
     for cells in (4, 16, 64):
@@ -187,7 +188,7 @@ def photograph(index: int) -> bytes:
 
 
 def write_tar(path: Path, count: int, image: Callable[[int], bytes]) -> None:
-    """A tar of ``count`` images."""
+    """Write a tar of ``count`` images."""
     with tarfile.open(path, "w") as tar:
         for index in range(count):
             data = image(index)
@@ -222,7 +223,7 @@ def memory(rows: int) -> dict[str, Any]:
 
 
 def peak_memory(folder: Path) -> float:
-    """MiB at the peak of listing and scoring the folder's images, before the index is built."""
+    """Peak memory in MiB of listing and scoring the folder's images, before the index is built."""
     settings = ScoreSettings(
         corpus=str(folder / "images.tar"), teacher=str(folder / "teacher.safetensors"),
         out=str(folder / "scores.zarr"), batch_size=64, shard_size=8192, layers=("backbone.0.1",),
@@ -234,13 +235,13 @@ def peak_memory(folder: Path) -> float:
 
     with suppress(KeyboardInterrupt):
         score(settings, end)
-    # Not getrusage's maximum, which a process inherits from the one that started it.
+    # getrusage's maximum is not used, because a process inherits it from its parent.
     status = Path("/proc/self/status").read_text()
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / 1024
 
 
 def show(result: dict[str, Any]) -> None:
-    """A table for people."""
+    """Print the figures as a table."""
     for name, ratios in result["models"].items():
         print(name)
         for key, value in ratios.items():
