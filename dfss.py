@@ -66,7 +66,7 @@ COMMANDS = {
     "import": "pipeline.cli:import_model",
     "train": "distill.cli:train",
 }
-"""Subcommands of ``dfss``, in the order of the work, and where they are."""
+"""The subcommands of ``dfss`` in their usual order, and where they are defined."""
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
@@ -90,7 +90,11 @@ def _takes(settings: type[Any]) -> Callable[[FunctionT], FunctionT]:
 
 
 def _settings(kind: type[Any], values: dict[str, Any]) -> Any:
-    """Make settings. Raises SettingsError for a name that is none of theirs, or one that is missing."""
+    """Make settings.
+
+    Raises:
+        SettingsError: a name is not one of their fields, or a required one is missing.
+    """
     fields = fields_of(kind)
     for name in values:
         try:
@@ -113,7 +117,7 @@ def score(*, progress: Progress = ignore, **settings: Any) -> "ScoreResult":
 
     Raises:
         CorpusError: the corpus is missing or empty.
-        ModelError: the teacher is missing, has no BatchNorm, or lacks a layer asked for.
+        ModelError: the teacher is missing, has no BatchNorm, or lacks a layer in ``layers``.
         StoreError: the store was made with other settings, or another run is writing it.
     """
     from pipeline.scoring.run import score as run
@@ -163,7 +167,7 @@ def distill(*, progress: Progress = ignore, **settings: Any) -> "DistillResult":
 
     Raises:
         StoreError: the scores are missing or not complete.
-        SelectionError: no usable selection.
+        SelectionError: the selection cannot be used.
         ModelError: teacher or student cannot be built, or differ in their classes.
     """
     from distill.distillation import distill as run
@@ -180,7 +184,7 @@ def train(*, progress: Progress = ignore, **settings: Any) -> "TrainResult":
         'model.safetensors'
 
     Raises:
-        DataError: the data is malformed, or nothing names its classes.
+        DataError: the data is malformed, or has no class names.
         ModelError: the network cannot be built.
     """
     from distill.supervised import train as run
@@ -207,7 +211,7 @@ def evaluate(*, progress: Progress = ignore, **settings: Any) -> "EvalResult":
 
 @_takes(ImportSettings)
 def import_model(*, progress: Progress = ignore, **settings: Any) -> "ModelSpec":
-    """Make a model file from weights that come from elsewhere; returns its description.
+    """Make a model file from weights that come from elsewhere, and return its description.
 
     Raises:
         ModelError: the weights cannot be read safely, or do not fit the builder.
@@ -251,7 +255,11 @@ def open_scores(path: "str | PathLike[str]") -> "ScoreStore":
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run ``dfss COMMAND ...``. Raises SystemExit with the exit code."""
+    """Run ``dfss COMMAND ...``.
+
+    Raises:
+        SystemExit: always, with the exit code.
+    """
     from storage.commandline.command import run_one_of
 
     run_one_of(COMMANDS, name="dfss", version=__version__, argv=argv)
