@@ -1,4 +1,4 @@
-"""The one place where tests call a stage or spell its settings: what changes in a signature, changes here alone.
+"""The one place where tests call a stage or spell its settings. A change of a signature changes this file alone.
 
 Settings take plain values (``budget=0.5``, ``student_arguments={"blocks": 2}``) whatever the dataclasses want.
 """
@@ -41,7 +41,7 @@ class Stopped(Exception):
 
 
 def stop_at(done: int) -> Progress:
-    """Let a stage go on until so many units are done, and end it then."""
+    """End a stage after this many units."""
 
     def report(step: Step) -> None:
         if step.done == done:
@@ -109,7 +109,7 @@ def run_synthesis(synthesis: Synthesis) -> NDArray[np.uint8]:
 
 @dataclasses.dataclass
 class Prepared:
-    """What a stage hands to the training loop, and the batches that it would train on."""
+    """The objects that a stage gives to the training loop, and the batches that it would train on."""
 
     model: Segmenter
     objective: Any
@@ -119,7 +119,7 @@ class Prepared:
 
 
 def prepare_distill(settings: DistillSettings, monkeypatch: pytest.MonkeyPatch) -> Prepared:
-    """Everything that the stage does up to the first step; its steps then only make their batches."""
+    """Run the stage up to the first step, and let its steps make batches without training."""
     return _prepare(lambda: run_distill(settings), monkeypatch)
 
 

@@ -1,4 +1,4 @@
-"""What every place of files must do. A test module inherits :class:`FilesContract` and says how to fill its place."""
+"""The contract of every place of files. A test module inherits :class:`FilesContract` and fills its place."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -53,7 +53,7 @@ class FilesContract(ABC):
             stream.seek(7)
             assert stream.read() == b"789"
 
-    def test_what_is_not_there_is_a_file_not_found_error(self, files: Files) -> None:
+    def test_a_missing_file_is_a_file_not_found_error(self, files: Files) -> None:
         for read in (files.read_file, files.open, lambda path: files.read_range(path, 0, 1)):
             with pytest.raises(FileNotFoundError):
                 read("absent.jpg")

@@ -93,7 +93,7 @@ def test_the_whole_chain_runs_on_defaults(
 
 
 def test_the_card_works_as_written(run_command: Run, image_folder: Path, teacher_file: Path, tmp_path: Path) -> None:
-    """`dfss-score --corpus imagenet` and `dfss-distill --shards scores.zarr`: the rest comes from elsewhere."""
+    """`dfss-score --corpus imagenet` and `dfss-distill --shards scores.zarr` need no other option."""
     synset = tmp_path / "data" / "imagenet" / "train" / "n01440764"
     synset.parent.mkdir(parents=True)
     image_folder.rename(synset)
@@ -141,7 +141,7 @@ def test_the_catalogue_is_listed_without_further_arguments(run_command: Run) -> 
             "--batch-size is 0; give 1 or more",
         ),
         ("dfss-score --corpus images --teacher teacher.safetensors --layers nope", "no BatchNorm layer"),
-        ("dfss-score --corpus images --teacher teacher.safetensors --device cuda:7", "cuda:7 is not there"),
+        ("dfss-score --corpus images --teacher teacher.safetensors --device cuda:7", "cuda:7 does not exist"),
         ("dfss-score --corpus images --teacher teacher.safetensors --out images", "not a score store"),
         ("dfss-select --shards absent.zarr", "no scores in absent.zarr; run dfss-score"),
         ("dfss-select --shards half.zarr", "half.zarr is not complete (0 of 23 rows)"),
@@ -151,13 +151,13 @@ def test_the_catalogue_is_listed_without_further_arguments(run_command: Run) -> 
         ("dfss-distill --shards half.zarr", "not complete"),
         ("dfss-distill --student nonsense", "unknown network 'nonsense'"),
         ("dfss-distill --val labelled --teacher two.safetensors", "not the teacher"),
-        ("dfss-eval --model two.safetensors --data labelled", "two.safetensors has 2 classes, labelled has 3"),
-        ("dfss-eval --model teacher.safetensors --data images", "no folder images/images"),
+        ("dfss-eval --model two.safetensors --data labelled", "two.safetensors has 2 classes, but labelled has 3"),
+        ("dfss-eval --model teacher.safetensors --data images", "folder images/images does not exist"),
         ("dfss-distill --shards scores.zarr --student teacher.safetensors", "equals the teacher"),
         ("dfss-distill --shards scores.zarr --features -1", "--features is -1.0; give 0 or more"),
         ("dfss-synthesize --teacher plain.safetensors", "no BatchNorm"),
         ("dfss-synthesize --teacher teacher.safetensors --out images", "images already exists"),
-        ("dfss-synthesize --teacher teacher.safetensors --out labelled --overwrite", "so it is not replaced"),
+        ("dfss-synthesize --teacher teacher.safetensors --out labelled --overwrite", "so it cannot be replaced"),
         ("dfss-synthesize --teacher teacher.safetensors --steps 0", "--steps is 0; give 1 or more"),
         (
             "dfss-import --builder Unet/resnet18 --weights no.pth --num-classes 3 --out x.safetensors",

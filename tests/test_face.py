@@ -1,4 +1,4 @@
-"""``import dfss``: what a notebook sees."""
+"""The public face, ``import dfss``, as in a notebook."""
 
 import doctest
 import inspect

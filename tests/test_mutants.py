@@ -1,4 +1,4 @@
-"""The mutation tester itself: what it changes, and whom it believes."""
+"""The mutation tester itself: which mutants it makes, and which verdicts it gives."""
 
 import ast
 import json
@@ -224,7 +224,7 @@ def test_a_run_that_is_interrupted_reports_what_it_tried(project: Path) -> None:
     assert "mutants  killed" in rest
 
 
-def test_tests_that_fail_or_do_not_import_the_file_prove_nothing(project: Path) -> None:
+def test_tests_that_fail_or_do_not_import_the_file_are_refused(project: Path) -> None:
     (project / "test_tiny.py").write_text("def test_nothing():\n    pass\n")
     unseen = mutate(project)
     assert (unseen.returncode, "never import it" in unseen.stderr) == (2, True)

@@ -32,7 +32,7 @@ COMMANDS = {
 }
 """Where each command begins to run its stage."""
 PRIVATE = {*Path("data/world/private").parents, *Path("${data}/camvid/train").parents}
-"""Folders that hold the private images among others: a stage that depended on one would depend on these."""
+"""Folders that contain the private images. A stage that depends on one of them depends on the private images."""
 SETTINGS: dict[str, Any] = {
     "world": load_recipe("world", "world").World,
     "train": TrainSettings,
@@ -122,7 +122,7 @@ def test_nothing_after_the_teacher_reads_the_private_images_but_the_references(p
             assert not PRIVATE & {Path(dep) for dep in stage.get("deps", [])}, name
 
 
-def test_no_arm_but_the_references_has_to_do_with_the_private_images() -> None:
+def test_no_arm_but_the_references_uses_the_private_images() -> None:
     folder = ROOT / "recipes" / "camvid"
     arms = yaml.safe_load((folder / "arms.yaml").read_text())
     students = [yaml.safe_load((folder / name).read_text())["arms"] for name in ("params.yaml", "full.yaml")]
@@ -235,7 +235,7 @@ def test_no_stage_depends_on_a_whole_floor(path: Path) -> None:
         ("storage/scores", {"teacher", "evaluate"}),
     ],
 )
-def test_a_change_in_a_room_runs_no_stage_anew_that_has_nothing_to_do_with_it(room: str, spared: set[str]) -> None:
+def test_a_change_in_a_room_runs_no_unrelated_stage_again(room: str, spared: set[str]) -> None:
     changed = ROOT / room
     assert changed.exists()
     deps = {name: {ROOT / dep for dep in stage["deps"]} for name, stage in stages(ROOT / "dvc.yaml")}

@@ -126,7 +126,7 @@ class _Finder(ast.NodeVisitor):
         self._edit(*self._span(node), text, operator)
 
     def _swap(self, left: ast.expr, right: ast.expr, table: dict[str, str], operator: str) -> str | None:
-        """Exchange the operator between two operands for its counterpart; the operator that is there."""
+        """Exchange the operator between two operands for its counterpart; return the original operator."""
         start, end = self._span(left)[1], self._span(right)[0]
         for match in TOKEN.finditer(self.source, start, end):
             token = one_line(match.group().decode())

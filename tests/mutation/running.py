@@ -30,15 +30,15 @@ import pytest
 from mutation.operators import Mutant
 
 PATIENCE = 5.0
-"""A run may take so many times as long as the tests without a mutant."""
+"""A run may take this many times as long as the tests without a mutant."""
 MOST_BYTES = 8 << 30
-"""What a mutant may allocate on top of the libraries, and write to one file."""
+"""Bytes that a mutant may allocate on top of the libraries, and write to one file."""
 NOT_IMPORTED, BROKEN = 100, 101
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Baseline:
-    """What the tests do without a mutant."""
+    """A run of the tests without a mutant."""
 
     seconds: dict[str, float]
     """Duration of each test, under the tracer."""
@@ -48,7 +48,7 @@ class Baseline:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What became of a mutant."""
+    """The verdict on a mutant."""
 
     mutant: Mutant
     status: str

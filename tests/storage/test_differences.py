@@ -1,4 +1,4 @@
-"""What two sets of settings differ in."""
+"""Differences between two sets of settings."""
 
 from storage.differences import differences
 

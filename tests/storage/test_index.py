@@ -63,7 +63,7 @@ def test_copies_of_an_image_are_one_cell_and_all_but_the_first_are_marked(strang
 
 
 @pytest.mark.parametrize("similarity", [0.0, 0.5, 0.9, 0.97])
-def test_images_that_are_similar_but_no_copies_are_split_all_the_same(similarity: float) -> None:
+def test_similar_images_that_are_not_copies_are_split(similarity: float) -> None:
     scattered = unit_vectors(6000, size=64).astype(np.float64)
     vectors = np.sqrt(1 - similarity) * scattered + np.sqrt(similarity) * unit_vectors(1, size=64, seed=1)
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
@@ -71,7 +71,7 @@ def test_images_that_are_similar_but_no_copies_are_split_all_the_same(similarity
 
 
 @pytest.mark.parametrize("vectors", [np.zeros((500, 16), np.float16), np.repeat(unit_vectors(2), 300, axis=0)])
-def test_images_that_are_all_alike_share_a_cell(vectors: NDArray[np.float16]) -> None:
+def test_equal_images_share_a_cell(vectors: NDArray[np.float16]) -> None:
     cell = build_index(vectors, np.arange(len(vectors))).cell
     assert len(np.unique(cell)) == len(np.unique(vectors, axis=0))
 

@@ -1,4 +1,4 @@
-"""Publishing: whole or not at all."""
+"""Publishing is atomic."""
 
 import os
 from pathlib import Path
@@ -43,7 +43,7 @@ def test_a_folder_replaces_a_full_one_and_a_killed_writers_rest(tmp_path: Path) 
 
 
 def test_a_folder_is_never_half_deleted_under_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the moment of a kill, the name holds the whole old folder, the whole new one, or nothing."""
+    """Whenever the process is killed, the name holds the complete old folder, the complete new one, or nothing."""
     path = tmp_path / "folder"
     path.mkdir()
     (path / "a").touch()

@@ -137,7 +137,7 @@ def test_failed_rows_can_be_opened_again(store: ScoreStore) -> None:
 
 
 @pytest.mark.parametrize("content", [None, "folder", "file"])
-def test_something_else_is_no_store(content: str | None, tmp_path: Path) -> None:
+def test_something_else_is_not_a_store(content: str | None, tmp_path: Path) -> None:
     path = tmp_path / "a.zarr"
     if content == "folder":
         path.mkdir()
@@ -168,7 +168,7 @@ def test_a_store_that_says_complete_with_rows_missing_is_not_believed(store: Sco
 
 
 @pytest.mark.parametrize("text", ["", "[]", '"x"', "{}"])
-def test_broken_metadata_is_no_store(text: str, store: ScoreStore) -> None:
+def test_broken_metadata_is_not_a_store(text: str, store: ScoreStore) -> None:
     (store.path / "zarr.json").write_text(text)
     with pytest.raises(StoreError, match="not a score store"):
         open_store(store.path)
