@@ -129,7 +129,7 @@ def test_without_any_selection_the_budget_is_that_of_the_default_one(store: Scor
 def test_labels_that_the_teacher_has_no_class_for_leave_no_run_behind(store: ScoreStore, labelled_folder: Path) -> None:
     label = np.full((40, 56), 3, dtype=np.uint8)
     Image.fromarray(label).save(labelled_folder / "labels" / "5.png")
-    with pytest.raises(DataError, match=r"5\.png has class 3, the model only 0 to 2"):
+    with pytest.raises(DataError, match=r"5\.png has class 3, but the model only 0 to 2"):
         distill(settings(val=str(labelled_folder)))
     (labelled_folder / "classes.txt").write_text("sky\nroad\ncar\ntree\n")
     with pytest.raises(DataError, match="^the teacher has 3 classes, .*labelled has 4"):
