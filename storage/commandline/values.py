@@ -91,7 +91,9 @@ def _parse_size(text: str) -> tuple[int, int]:
 
 
 def _accept_size(value: Any) -> tuple[int, int]:
-    if isinstance(value, str) or len(value) != 2:
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        value = (value, value)  # 512 is 512x512, as on a command line
+    if isinstance(value, str) or not hasattr(value, "__len__") or len(value) != 2:
         raise ValueError("must be height and width in pixels, such as (360, 480)")
     height, width = (_whole(number) for number in value)
     if min(height, width) < 1:
