@@ -35,7 +35,7 @@ def read_section(path: Path, section: str) -> dict[str, Any]:
 
 def refuse_unknown(values: Mapping[str, Any], known: Collection[str], *, section: str, command: str) -> None:
     """Raise SettingsError where a section names a setting that its command does not have."""
-    if unknown := sorted(set(values) - set(known)):
+    if unknown := sorted(map(str, set(values) - set(known))):
         raise SettingsError(
             f"{PARAMS_FILE}: {TOP_SECTION}.{section}.{unknown[0]} is not a setting of {command}; "
             f"use one of {', '.join(sorted(known))}"

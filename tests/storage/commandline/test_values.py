@@ -5,6 +5,7 @@ from datetime import date
 import pytest
 
 from distill.settings import TrainSettings
+from storage.commandline.params import refuse_unknown
 from storage.errors import SettingsError
 
 
@@ -16,3 +17,13 @@ def test_one_number_is_a_square_size() -> None:
 def test_what_is_no_size_is_named(size: object) -> None:
     with pytest.raises(SettingsError, match="image_size .* must be height and width in pixels"):
         TrainSettings(data="d", builder="b", image_size=size)  # type: ignore[arg-type]
+
+
+def test_arguments_that_a_model_file_cannot_keep_are_refused() -> None:
+    with pytest.raises(SettingsError, match="arguments .* cannot be kept in a model file"):
+        TrainSettings(data="d", builder="b", arguments={"since": date(2020, 1, 1)})
+
+
+def test_unknown_settings_of_any_type_are_named() -> None:
+    with pytest.raises(SettingsError, match=r"dfss.train.1 is no setting of dfss-train"):
+        refuse_unknown({1: 2, "a": 3}, {"data"}, section="train", command="dfss-train")  # type: ignore[dict-item]
