@@ -193,7 +193,7 @@ def _spell_files(files: Mapping[str, str]) -> list[str]:
 
 Count = Annotated[int, at_least(1)]
 Amount = Annotated[float, at_least(0)]
-Seed = Annotated[int, at_least(0)]
+Seed = Annotated[int, at_least(0), at_most(2**63 - 1)]
 Size = Annotated[tuple[int, int], Form("HEIGHTxWIDTH", _parse_size, _accept_size, lambda size: f"{size[0]}x{size[1]}")]
 """Height and width in pixels."""
 NAMES_FORM = Form("NAME,...", _parse_names, _accept_names, ",".join)

@@ -27,3 +27,9 @@ def test_arguments_that_a_model_file_cannot_keep_are_refused() -> None:
 def test_unknown_settings_of_any_type_are_named() -> None:
     with pytest.raises(SettingsError, match=r"dfss.train.1 is no setting of dfss-train"):
         refuse_unknown({1: 2, "a": 3}, {"data"}, section="train", command="dfss-train")  # type: ignore[dict-item]
+
+
+def test_a_seed_that_torch_cannot_take_is_refused() -> None:
+    assert TrainSettings(data="d", builder="b", seed=2**63 - 1).seed == 2**63 - 1
+    with pytest.raises(SettingsError, match=r"seed is 9223372036854775808; give 9223372036854775807 or less"):
+        TrainSettings(data="d", builder="b", seed=2**63)
