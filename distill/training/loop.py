@@ -68,7 +68,12 @@ class Training(Generic[BatchT]):
         settings = self.settings
         if (metrics := self.folder.finished()) is not None:
             progress(Step(done=settings.steps, total=settings.steps))
-            return Evaluation.from_json(metrics)
+            try:
+                return Evaluation.from_json(metrics)
+            except (KeyError, TypeError, AttributeError) as error:
+                raise SettingsError(
+                    f"{self.folder.metrics} is not what a run writes; --overwrite starts afresh"
+                ) from error
         raise_momentum(self.model)
         learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(learning, lr=settings.lr, weight_decay=settings.weight_decay)

@@ -130,7 +130,7 @@ class RunFolder:
             state = torch.load(self.checkpoint, map_location=model.device, weights_only=True)
             model.network.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError, KeyError, TypeError, EOFError, UnpicklingError) as error:
+        except (RuntimeError, ValueError, KeyError, TypeError, EOFError, OSError, UnpicklingError) as error:
             raise SettingsError(
                 f"{self.checkpoint} is damaged or does not fit the network; replace the run with --overwrite"
             ) from error

@@ -101,3 +101,23 @@ def test_a_run_is_not_resumed_on_another_selection_or_teacher(image_folder: Path
     write_selection(select_images(store, budget=9, strategy="nearest"), Path("selection.parquet"))
     with pytest.raises(SettingsError, match=r"selection strategy is ads there and nearest now"):
         run_distill(dataclasses.replace(told, resume=True))
+
+
+@pytest.mark.parametrize("text", ['{"iou": 5}', '{"iou": {"sky": 1.0}}', '{"iou": [1]}'])
+def test_damaged_figures_of_a_finished_run_are_an_error_that_names_the_file(text: str, scored_once: Path) -> None:
+    settings = make_settings(shards=str(scored_once / "scores.zarr"), steps=1)
+    run_distill(settings)
+    (Path(settings.out) / "metrics.json").write_text(text)
+    with pytest.raises(SettingsError, match=r"metrics.json is not what a run writes"):
+        run_distill(dataclasses.replace(settings, resume=True))
+
+
+def test_a_checkpoint_that_is_cut_off_anywhere_is_damaged() -> None:
+    folder = started(TOLD[DistillSettings])
+    whole = folder.checkpoint.read_bytes()
+    model = tiny_model()
+    optimizer = torch.optim.AdamW(model.parameters())
+    for size in range(0, len(whole), 997):
+        folder.checkpoint.write_bytes(whole[:size])
+        with pytest.raises(SettingsError, match="is damaged"):
+            folder.load_checkpoint(model, optimizer)
