@@ -39,7 +39,7 @@ from storage.selection import Selection, read_selection, write_selection
 logger = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class DistillResult:
     """A trained student."""
 

@@ -132,8 +132,9 @@ class EvalResult:
         Raises:
             ValueError: there are several models.
         """
-        (only,) = self.evaluations.values()
-        return only
+        if len(self.evaluations) != 1:
+            raise ValueError(f"there are {len(self.evaluations)} models; take one of .evaluations by its name")
+        return next(iter(self.evaluations.values()))
 
     def to_json(self) -> dict[str, Any]:
         """The figures of one model, or of several by name."""

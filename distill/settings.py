@@ -19,6 +19,7 @@ from storage.commandline.values import (
     NamedFiles,
     Seed,
     Size,
+    Whole,
     above,
     at_least,
     at_most,
@@ -68,7 +69,7 @@ class OptimisationSettings(Checked):
     val: Annotated[
         str | None, "Folder with images/ and labels/ to report mIoU on; not used in training or selection", DATA
     ] = None
-    eval_every: Annotated[Seed, "Steps between validations; 0 means five validations per run", RUN] = 0
+    eval_every: Annotated[Whole, "Steps between validations; 0 means five validations per run", RUN] = 0
     checkpoint_every: Annotated[Count, "Steps between checkpoints", RUN] = 200
     keep_checkpoint: Annotated[bool, "Keep the checkpoint of a finished run", RUN] = False
     device: Device = "auto"

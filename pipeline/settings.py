@@ -19,6 +19,7 @@ from storage.commandline.values import (
     Seed,
     Size,
     Triple,
+    Whole,
     above,
     at_most,
 )
@@ -54,7 +55,7 @@ class ScoreSettings(Checked):
     ] = False
     min_side: Annotated[Count, "Reject images with a side shorter than this, in pixels", DATA] = 16
     limit: Annotated[Count | None, "Score only this many images, the first of the corpus", DATA] = None
-    workers: Annotated[Seed, "Number of decoding threads; 0 means one per core", RUN] = 0
+    workers: Annotated[Whole, "Number of decoding threads; 0 means one per core", RUN] = 0
     decoder: Annotated[Literal["cpu", "nvjpeg"], "Where JPEG files are decoded; nvjpeg needs a CUDA device", RUN] = (
         "cpu"
     )

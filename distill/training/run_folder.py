@@ -87,14 +87,17 @@ class RunFolder:
                 raise SettingsError(
                     f"{self.path} has a run with other settings: {'; '.join(differing)}; replace it with --overwrite"
                 )
-            if differing or not resume or (overwrite and self.finished() is not None):
+            if differing or not resume or (overwrite and self.metrics.exists()):
                 self._clear()
         elif others := [name for name in self._names() if (self.path / name).exists()]:
             raise SettingsError(f"{self.path} holds {others[0]} but no run; give another --out")
         write_json(self.settings, wanted)
 
     def _differences(self, wanted: Mapping[str, Any]) -> list[str]:
-        held = read_json(self.settings)
+        try:
+            held = read_json(self.settings)
+        except SettingsError:  # whatever it was, it is not this run
+            held = {}
         if held.get("run_version") != RUN_VERSION:
             return [f"run_version is {held.get('run_version', 0)} there and {RUN_VERSION} now"]
         return differences(held, wanted, sorted(held.keys() | wanted.keys()))

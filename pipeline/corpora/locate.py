@@ -12,6 +12,8 @@ from pipeline.corpora.tars import COMPRESSED
 from storage.errors import CorpusError
 from storage.files.places import Files, is_hidden, join, open_files
 
+KINDS_OF_FILES = " or ".join(CONTAINERS)
+"""The files that a corpus may consist of, for messages."""
 COMPRESSED_EXTENSIONS = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".tzst", ".zip", ".7z", ".rar")
 
 
@@ -68,7 +70,7 @@ def _resolve_path(name: str, path: str) -> Corpus:
             + (f"; did you mean {' or '.join(guesses)}?" if guesses else "")
             + f" (known: {', '.join(known.name for known in catalogue())})"
         )
-    raise CorpusError(f"{path} does not exist; give a folder, .tar or .parquet files, or a name of the catalogue")
+    raise CorpusError(f"{path} does not exist; give a folder, {KINDS_OF_FILES} files, or a name of the catalogue")
 
 
 def _resolve_folder(name: str, path: str, files: Files) -> Corpus:
@@ -80,8 +82,8 @@ def _resolve_folder(name: str, path: str, files: Files) -> Corpus:
             return Corpus(name=name, root=path, kind=kind, pattern=f"*{suffix}")
     odd = next((entry for entry in names if entry.lower().endswith(COMPRESSED_EXTENSIONS)), None)
     raise CorpusError(
-        f"found no image in {path}: looked for {' '.join(IMAGE_EXTENSIONS)} in it and its subfolders, and for .tar and "
-        f".parquet files in it" + (f"; {odd} is {_oddity(odd)}" if odd else "")
+        f"found no image in {path}: looked for {' '.join(IMAGE_EXTENSIONS)} in it and its subfolders, and for "
+        f"{KINDS_OF_FILES} files in it" + (f"; {odd} is {_oddity(odd)}" if odd else "")
     )
 
 
@@ -97,7 +99,7 @@ def _resolve_pattern(name: str, parent: str, pattern: str) -> Corpus:
         return Corpus(name=name, root=parent, kind=kinds[0], pattern=pattern)
     if found:
         raise CorpusError(f"{found[0]} in {parent} is {_oddity(found[0])}")
-    raise CorpusError(f"{first} does not exist in {parent}; give .tar or .parquet files, or a folder of images")
+    raise CorpusError(f"{first} does not exist in {parent}; give {KINDS_OF_FILES} files, or a folder of images")
 
 
 def _oddity(name: str) -> str:
@@ -105,4 +107,4 @@ def _oddity(name: str) -> str:
         return COMPRESSED
     if is_image(name):
         return "one image: give its folder"
-    return "neither a folder nor a .tar or .parquet file"
+    return f"neither a folder nor a {KINDS_OF_FILES} file"

@@ -1,8 +1,9 @@
 """Class names of labelled data, from ``classes.txt`` or from a list on the command line."""
 
 import dataclasses
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from storage.commandline.values import NAMES_FORM
 from storage.errors import SettingsError
@@ -41,7 +42,15 @@ def read_class_names(text: str) -> tuple[str, ...]:
     return tuple(row[1] for row in rows if int(row[0]) != VOID)
 
 
+def _accept(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str | os.PathLike):
+        return read_class_names(os.fspath(value))
+    names: tuple[str, ...] = NAMES_FORM.accept(value)
+    return names
+
+
 ClassNames = Annotated[
-    tuple[str, ...], dataclasses.replace(NAMES_FORM, metavar="NAME,...|FILE", parse=read_class_names)
+    tuple[str, ...],
+    dataclasses.replace(NAMES_FORM, metavar="NAME,...|FILE", parse=read_class_names, accept=_accept),
 ]
-"""A setting of class names. The command line may also name a file of them."""
+"""A setting of class names: the names, or a file of them."""

@@ -49,7 +49,7 @@ def _spec(settings: ImportSettings) -> ModelSpec:
     elif settings.num_classes:
         names = tuple(f"class {index}" for index in range(settings.num_classes))
     else:
-        raise SettingsError("num_classes is missing; give --num-classes or --class-names")
+        raise SettingsError("num_classes is missing; give --num-classes or --class-names", field="num_classes")
     return ModelSpec(
         builder=resolve_builder(settings.builder),
         arguments=dict(settings.arguments),

@@ -84,7 +84,9 @@ def run(job: Job, progress: Progress = ignore, engine: Engine = in_this_process)
         if job.settings.retry_failed and store.errors():
             store.reopen_failed()
         already = store.complete
-        if not already:
+        if already:
+            progress(Step(done=len(store), total=len(store)))
+        else:
             _score(job, store, timing, progress, engine)
             with timing.measure("writing"):
                 _index(store)

@@ -47,7 +47,11 @@ class SelectedImages(Generic[ImageT]):
         self._cache: dict[int, ImageT] = {}
         self._room = CACHE_BYTES
         self._lock = threading.Lock()
-        self[0]
+        try:
+            self[0]
+        except Exception:
+            self._reader.close()
+            raise
 
     def __enter__(self) -> "SelectedImages[ImageT]":
         self._reader.__enter__()
@@ -78,7 +82,7 @@ class SelectedImages(Generic[ImageT]):
             ) from error
         size = _bytes_of(image)
         with self._lock:
-            if size <= self._room:
+            if size <= self._room and place not in self._cache:
                 self._cache[place] = image
                 self._room -= size
         return image

@@ -22,7 +22,7 @@ from storage.scores.store import ScoreStore, open_complete
 from storage.selection import Selection, write_selection
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class SelectResult:
     """A selection, and the file that holds it."""
 

@@ -52,19 +52,33 @@ class Command(Generic[SettingsT]):
         """
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
         with OneLine(name or self.name):
-            given = self._given()
+            values = self._params()
+            fields = {field.name: field for field in fields_of(self.settings)}
+            # What is written as a list or a mapping never becomes text: a name may hold a comma.
+            accepted = {
+                name: fields[name].accept(value)
+                for name, value in values.items()
+                if name in fields and fields[name].form is not None and not isinstance(value, str)
+            }
+            given = values | {name: _spelled(fields[name], value) for name, value in accepted.items()}
             app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
             text = f"{self.help}\n\nExample: {self.example}"
             settings: dict[str, Any] = {"help_option_names": HELP_NAMES}
-            app.command(help=text, cls=Grouped, context_settings=settings)(self._callback(given))
+            app.command(help=text, cls=Grouped, context_settings=settings)(self._callback(given, accepted))
             app(args=argv, prog_name=name or self.name, default_map=given, standalone_mode=False)
         raise SystemExit(0)
 
-    def _callback(self, given: Mapping[str, Any]) -> Callable[..., None]:
+    def _callback(self, given: Mapping[str, Any], accepted: Mapping[str, Any]) -> Callable[..., None]:
+        """Make the function that typer calls. ``given`` is params.yaml as text, ``accepted`` its lists and mappings."""
         fields = fields_of(self.settings)
 
-        def callback(**options: Any) -> None:
-            values = {field.name: field.parse(options[field.name]) for field in fields}
+        def callback(context: typer.Context, **options: Any) -> None:
+            values = {
+                field.name: accepted[field.name]
+                if field.name in accepted and _source(context, field.name) == "DEFAULT_MAP"
+                else field.parse(options[field.name])
+                for field in fields
+            }
             try:
                 self.run(self.settings(**values))
             except KeyboardInterrupt:
@@ -74,17 +88,18 @@ class Command(Generic[SettingsT]):
         parameters += [_flag(name, action, text) for name, (action, text) in self.flags.items()]
         if self.methods:
             parameters.append(_method(self.methods, given))
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        parameters.insert(0, inspect.Parameter("context", kind, annotation=typer.Context))
         callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         callback.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return callback
 
-    def _given(self) -> dict[str, Any]:
-        """The values in params.yaml, spelled as on a command line."""
+    def _params(self) -> dict[str, Any]:
+        """The values in params.yaml, as YAML gives them."""
         values = read_section(PARAMS_FILE, self.section)
-        fields = {field.name: field for field in fields_of(self.settings)}
-        known = {*fields, "method"} if self.methods else set(fields)
-        refuse_unknown(values, known, section=self.section, command=self.name)
-        return {name: _spelled(fields[name], value) if name in fields else value for name, value in values.items()}
+        names = {field.name for field in fields_of(self.settings)}
+        refuse_unknown(values, names | ({"method"} if self.methods else set()), section=self.section, command=self.name)
+        return values
 
 
 class Interrupted(DFSSError):
@@ -156,11 +171,14 @@ def _place(field: Field) -> tuple[int, bool]:
 
 
 def _spelled(field: Field, value: Any) -> Any:
-    if field.form is None:
-        return value
-    if isinstance(value, str):
-        return [value] if field.form.several else value
-    return field.form.spell(field.accept(value))
+    assert field.form is not None  # only such values are accepted before the command line is parsed
+    return field.form.spell(value)
+
+
+def _source(context: typer.Context, name: str) -> str:
+    """Where an option's value comes from: COMMANDLINE, DEFAULT_MAP (params.yaml) or DEFAULT."""
+    source = context.get_parameter_source(name)
+    return source.name if source is not None else "DEFAULT"
 
 
 def _parameter(field: Field) -> inspect.Parameter:
@@ -196,8 +214,7 @@ def _method(methods: Mapping[str, Mapping[str, Any]], given: Mapping[str, Any]) 
     def apply(context: typer.Context, value: str) -> str:
         if value not in methods:
             raise typer.BadParameter(f"{value!r} is not one of {', '.join(methods)}")
-        source = context.get_parameter_source("method")
-        typed = source is not None and source.name == "COMMANDLINE"
+        typed = _source(context, "method") == "COMMANDLINE"
         context.default_map = {**given, **methods[value]} if typed else {**methods[value], **given}
         return value
 

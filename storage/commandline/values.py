@@ -102,14 +102,18 @@ def _accept_size(value: Any) -> tuple[int, int]:
 
 
 def _parse_names(text: str) -> tuple[str, ...]:
-    return _accept_names([name.strip() for name in text.split(",") if name.strip()])
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise ValueError("must be names, separated by commas")
+    return names
 
 
 def _accept_names(value: Any) -> tuple[str, ...]:
-    names = (value,) if isinstance(value, str) else tuple(value)
-    if not names or not all(isinstance(name, str) and name for name in names):
-        raise ValueError("must be names, separated by commas")
-    return names
+    if isinstance(value, str):
+        return _parse_names(value)
+    if not isinstance(value, Sequence) or not value or not all(isinstance(name, str) and name for name in value):
+        raise ValueError("must be a list of names")
+    return tuple(value)
 
 
 def _parse_triple(text: str) -> tuple[float, float, float]:
@@ -120,7 +124,7 @@ def _parse_triple(text: str) -> tuple[float, float, float]:
 
 
 def _accept_triple(value: Any) -> tuple[float, float, float]:
-    if isinstance(value, str) or len(value) != 3:
+    if isinstance(value, str) or not hasattr(value, "__len__") or len(value) != 3:
         raise ValueError("must be three numbers, such as 0.485,0.456,0.406")
     red, green, blue = (_finite(number) for number in value)
     return red, green, blue
@@ -180,11 +184,11 @@ def _parse_files(texts: Sequence[str]) -> dict[str, str]:
 def _accept_files(value: Any) -> dict[str, str]:
     if isinstance(value, str | os.PathLike):
         value = {os.fspath(value): value}
-    elif not isinstance(value, Mapping):
-        return _parse_files([os.fspath(path) for path in value])
-    if not value:
+    elif isinstance(value, Sequence):
+        return _parse_files([_text(path) for path in value])
+    if not isinstance(value, Mapping) or not value:
         raise ValueError("must name at least one file")
-    return {str(name): os.fspath(path) for name, path in value.items()}
+    return {str(name): _text(path) for name, path in value.items()}
 
 
 def _spell_files(files: Mapping[str, str]) -> list[str]:
@@ -193,6 +197,7 @@ def _spell_files(files: Mapping[str, str]) -> list[str]:
 
 Count = Annotated[int, at_least(1)]
 Amount = Annotated[float, at_least(0)]
+Whole = Annotated[int, at_least(0)]
 Seed = Annotated[int, at_least(0), at_most(2**63 - 1)]
 Size = Annotated[tuple[int, int], Form("HEIGHTxWIDTH", _parse_size, _accept_size, lambda size: f"{size[0]}x{size[1]}")]
 """Height and width in pixels."""

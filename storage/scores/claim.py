@@ -6,7 +6,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from storage.errors import StoreError
+from storage.errors import SettingsError, StoreError
 
 
 @contextmanager
@@ -18,9 +18,12 @@ def exclusive(path: Path) -> Iterator[None]:
 
     Raises:
         StoreError: another process holds it.
+        SettingsError: ``path`` is a folder such as ``.`` that cannot be replaced.
     """
+    if not path.name:
+        raise SettingsError(f"{path} is a folder; give the name of the output to write")
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0, mode=0o666)
+    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
     try:
         with lock:
             yield

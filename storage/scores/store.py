@@ -18,6 +18,7 @@ from storage.errors import StoreError
 from storage.files.publish import publish, remove
 from storage.manifest import Manifest
 from storage.scores.schema import (
+    COLUMNS,
     INNER_CHUNK,
     PENDING,
     REJECTED,
@@ -86,7 +87,8 @@ class ScoreStore:
     def _array(self, name: str) -> zarr.Array[Any]:
         if name not in self.group:
             self._refuse_if_gone()
-            how = "dfss-score --overwrite --entropy" if name == "entropy" else "dfss-score with another --out"
+            optional = name in COLUMNS and COLUMNS[name].optional
+            how = f"dfss-score --overwrite --{name}" if optional else "dfss-score with another --out"
             raise StoreError(f"{self.path} has no {name!r}; score the corpus again with {how}")
         array = self.group[name]
         assert isinstance(array, zarr.Array)
@@ -107,10 +109,10 @@ class ScoreStore:
         )
 
     def to_pandas(self) -> "pd.DataFrame":
-        """A table of the images with the columns key, distance, status (a word), error, cell, and entropy if kept."""
+        """A table of the images: every column of the store with one value per row, status as a word, and the cell."""
         import pandas as pd
 
-        columns = ["key", "distance", "status", "error", *(["entropy"] if self.has("entropy") else [])]
+        columns = [name for name, column in columns_of(self.attributes).items() if not column.row]
         table = pd.DataFrame({name: self.column(name) for name in columns})
         table["status"] = pd.Categorical.from_codes(self.status().astype(np.int8), pd.Index(STATUS_NAMES))
         table["cell"] = self.column("diversity/cell") if self.has("diversity/cell") else -1

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import threading
 import typing
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from stages import make_settings, make_train_settings, run_distill, score_folder
 from distill.settings import DistillSettings, OptimisationSettings, TrainSettings
 from distill.training.run_folder import RunFolder
 from storage.errors import SettingsError
+from storage.scores.store import ScoreStore
 from storage.selection import write_selection
 
 # Settings that a user may change before resuming a run: paths, device, and how often it is evaluated and saved.
@@ -121,3 +123,21 @@ def test_a_checkpoint_that_is_cut_off_anywhere_is_damaged() -> None:
         folder.checkpoint.write_bytes(whole[:size])
         with pytest.raises(SettingsError, match="is damaged"):
             folder.load_checkpoint(model, optimizer)
+
+
+@pytest.mark.parametrize("damaged", ["settings.json", "metrics.json"])
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_damaged_run_can_be_replaced(damaged: str, resume: bool, scored_store: ScoreStore) -> None:
+    told = make_settings(shards=str(scored_store.path), steps=2)
+    run_distill(told)
+    before = Path("run/student.safetensors").read_bytes()
+    Path("run", damaged).write_text("")
+    run_distill(dataclasses.replace(told, resume=resume, overwrite=True))
+    assert Path("run/student.safetensors").read_bytes() == before
+    assert json.loads(Path("run", damaged).read_text())
+
+
+def test_a_run_leaves_no_thread_behind(scored_store: ScoreStore) -> None:
+    before = threading.active_count()
+    run_distill(make_settings(shards=str(scored_store.path), steps=2))
+    assert threading.active_count() == before

@@ -12,7 +12,7 @@ from conftest import Call
 from storage.commandline.command import Command, run_one_of
 from storage.commandline.declaration import Checked
 from storage.commandline.progress import shown
-from storage.commandline.values import DATA, METHOD, Arguments, Budget, Count, NamedFiles, Size
+from storage.commandline.values import DATA, METHOD, Arguments, Budget, Count, NamedFiles, Names, Size
 from storage.errors import SettingsError, StoreError
 from storage.progress import Step
 
@@ -27,6 +27,7 @@ class Settings(Checked):
     most: Annotated[Budget | None, "At most"] = None
     files: Annotated[NamedFiles, "Which files"] = dataclasses.field(default_factory=lambda: {"x": "x"})
     more: Annotated[Arguments, "What else"] = dataclasses.field(default_factory=dict)
+    names: Annotated[Names, "Which names"] = ("a",)
 
 
 def command(seen: list[Settings]) -> Command[Settings]:
@@ -130,6 +131,18 @@ def test_values_are_the_same_from_a_command_line_from_yaml_and_from_python(
     assert call(command(seen), "--store", "x") == 0
     assert seen[0] == seen[1] == Settings(store="x", **{field: value})  # type: ignore[arg-type]
     assert getattr(seen[0], field) == value
+
+
+def test_a_list_in_yaml_is_never_taken_apart_as_text(call: Call) -> None:
+    Path("params.yaml").write_text('dfss:\n  tool: {names: ["a, b", c]}\n')
+    seen: list[Settings] = []
+    assert call(command(seen), "--store", "x") == 0
+    assert seen[0].names == ("a, b", "c")
+    assert call(command(seen), "--store", "x", "--names", "d,e") == 0
+    assert seen[1].names == ("d", "e")
+    assert Settings(store="x", names="d, e").names == ("d", "e")  # type: ignore[arg-type]
+    with pytest.raises(SettingsError, match="names .* must be a list of names"):
+        Settings(store="x", names={"d", "e"})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

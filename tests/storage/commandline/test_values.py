@@ -25,7 +25,7 @@ def test_arguments_that_a_model_file_cannot_keep_are_refused() -> None:
 
 
 def test_unknown_settings_of_any_type_are_named() -> None:
-    with pytest.raises(SettingsError, match=r"dfss.train.1 is no setting of dfss-train"):
+    with pytest.raises(SettingsError, match=r"dfss.train.1 is not a setting of dfss-train"):
         refuse_unknown({1: 2, "a": 3}, {"data"}, section="train", command="dfss-train")  # type: ignore[dict-item]
 
 

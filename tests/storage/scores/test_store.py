@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import zarr
 
-from storage.errors import StoreError
+from storage.errors import SettingsError, StoreError
 from storage.manifest import Manifest
 from storage.scores.claim import exclusive, sweep
 from storage.scores.schema import COLUMNS, PENDING, REJECTED, SCORED, UNREADABLE, Unit
@@ -200,3 +200,8 @@ def test_the_documentation_describes_every_column_as_it_is() -> None:
         dtype = "string" if column.dtype is str else column.dtype
         shape = ", ".join(["N", *map(str, column.row)])
         assert f"| `{name}` | [{shape}] {dtype} |" in text
+
+
+def test_a_place_without_a_name_cannot_be_claimed() -> None:
+    with pytest.raises(SettingsError, match="give the name of the output"), exclusive(Path()):
+        pass
