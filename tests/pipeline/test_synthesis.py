@@ -251,11 +251,11 @@ def test_the_cost_file_says_what_the_images_began_as_and_what_they_cost(
 
 def test_a_place_that_is_taken_is_refused_before_anything_is_computed(white_teacher: Path) -> None:
     Path("made").mkdir()
-    with pytest.raises(SettingsError, match="made already exists; --overwrite replaces it, --out puts the images"):
+    with pytest.raises(SettingsError, match="made already exists; replace it with --overwrite"):
         prepare_synthesis(white_teacher)
     prepare_synthesis(white_teacher, overwrite=True)  # an empty folder holds nothing to lose
     Path("file.png").write_bytes(b"mine")
-    with pytest.raises(SettingsError, match=r"file.png holds file.png, so it is not replaced; give another --out"):
+    with pytest.raises(SettingsError, match=r"file.png holds file.png, so it cannot be replaced; give another --out"):
         prepare_synthesis(white_teacher, out="file.png", overwrite=True)
 
 
