@@ -1,5 +1,5 @@
 # Three commands: `make repro` reproduces the default results, `make test` checks the project, `make mutants` checks that
-# the tests notice changes of the method's code (an hour). All make .venv when it is missing or pyproject.toml has changed;
+# the tests notice changes of the method's code (seven minutes). All make .venv when it is missing or pyproject.toml has changed;
 # the first does only what changed when it is called again.
 PYTHON ?= python3
 VENV := .venv
