@@ -19,7 +19,7 @@ from typer.core import TyperCommand
 
 from storage.commandline.declaration import Field, fields_of
 from storage.commandline.params import PARAMS_FILE, read_section, refuse_unknown
-from storage.commandline.values import PANELS, one_of
+from storage.commandline.values import METHOD, PANELS, one_of
 from storage.errors import DFSSError, SettingsError
 
 SettingsT = TypeVar("SettingsT")
@@ -55,12 +55,13 @@ class Command(Generic[SettingsT]):
             values = self._params()
             fields = {field.name: field for field in fields_of(self.settings)}
             # What is written as a list or a mapping never becomes text: a name may hold a comma.
-            accepted = {
-                name: fields[name].accept(value)
-                for name, value in values.items()
-                if name in fields and fields[name].form is not None and not isinstance(value, str)
-            }
-            given = values | {name: _spelled(fields[name], value) for name, value in accepted.items()}
+            accepted, spelled = dict[str, Any](), dict[str, Any]()
+            for name, value in values.items():
+                form = fields[name].form if name in fields else None
+                if form is not None and not isinstance(value, str):
+                    accepted[name] = fields[name].accept(value)
+                    spelled[name] = form.spell(accepted[name])
+            given = values | spelled
             app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
             text = f"{self.help}\n\nExample: {self.example}"
             settings: dict[str, Any] = {"help_option_names": HELP_NAMES}
@@ -170,11 +171,6 @@ def _place(field: Field) -> tuple[int, bool]:
     return PANELS.index(field.panel), not field.required
 
 
-def _spelled(field: Field, value: Any) -> Any:
-    assert field.form is not None  # only such values are accepted before the command line is parsed
-    return field.form.spell(value)
-
-
 def _source(context: typer.Context, name: str) -> str:
     """Where an option's value comes from: COMMANDLINE, DEFAULT_MAP (params.yaml) or DEFAULT."""
     source = context.get_parameter_source(name)
@@ -222,9 +218,8 @@ def _method(methods: Mapping[str, Mapping[str, Any]], given: Mapping[str, Any]) 
         f"{name}: {', '.join(f'{setting} {value}' for setting, value in values.items()) or 'the defaults'}"
         for name, values in methods.items()
     )
-    panel = next(panel.title for panel in PANELS if panel.title == "Method")
     option = typer.Option(
-        help=f"Stands for several options ({meaning})", callback=apply, is_eager=True, rich_help_panel=panel
+        help=f"Stands for several options ({meaning})", callback=apply, is_eager=True, rich_help_panel=METHOD.title
     )
     default = next(iter(methods))
     return inspect.Parameter(
