@@ -4,6 +4,7 @@ WDPD, Weighted Distribution Progressive Distillation (arXiv 2512.13175), weights
 """
 
 import dataclasses
+import hashlib
 import logging
 import math
 from pathlib import Path
@@ -11,10 +12,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from distill.answers import Guide, KeptAnswers, Question, ask
 from distill.evaluation import Evaluation
 from distill.inheritance import Inheritance, inherit
 from distill.labelled import LabelledFolder, check_labels, open_labelled
 from distill.objective import Distillation
+from distill.pictures import Pictures
 from distill.sampling import hold_out
 from distill.settings import DistillSettings
 from distill.student import goes_on, make_student
@@ -79,6 +82,8 @@ def distill(settings: DistillSettings, progress: Progress = ignore) -> DistillRe
         folder.claim(settings, about)
         write_selection(selection, folder.selection)
         objective = _objective(settings, teacher, images, selection, held_out, val, inheritance)
+        if settings.views and folder.finished() is None:
+            objective = dataclasses.replace(objective, answers=_answers(settings, objective, selection, progress))
         training = Training(
             model=student, objective=objective, settings=settings, folder=folder, frozen=inheritance.frozen
         )
@@ -98,10 +103,17 @@ def _objective(
     training_places = sorted(set(range(len(selection))) - set(held_out))
     distance = selection.table["distance"].to_numpy(dtype=np.float32)[training_places]
     height, width = teacher.spec.image_size
+    compared = [theirs for _, theirs in inheritance.compared] if settings.features else []
     return Distillation(
-        teacher=teacher,
-        images=images,
-        training_places=training_places,
+        guide=Guide.of(teacher, compared, settings.precision),
+        pictures=Pictures(
+            images=images,
+            training_places=training_places,
+            views=ViewSettings(height=height, width=width, min_scale=settings.min_scale, jitter=settings.jitter),
+            mixup=settings.mixup,
+            fixed=settings.views,
+        ),
+        answers=None,
         held_out=held_out,
         schedule=WeightSchedule(
             weights_N=distance_weights(distance, settings.normalization),
@@ -109,10 +121,34 @@ def _objective(
             pacing=settings.pacing,
         ),
         val=val,
-        views=ViewSettings(height=height, width=width, min_scale=settings.min_scale, jitter=settings.jitter),
         inheritance=inheritance,
         settings=settings,
     )
+
+
+def _answers(
+    settings: DistillSettings, objective: Distillation, selection: Selection, progress: Progress
+) -> KeptAnswers:
+    """Ask the teacher once about the fixed pictures of the training images."""
+    pictures = objective.pictures
+    rows = selection.table["row"].to_numpy(dtype=np.int64)[pictures.training_places]
+    about = {
+        "teacher": fingerprint(objective.guide.teacher),
+        "store": selection.about,
+        "rows": hashlib.sha256(rows.tobytes()).hexdigest(),
+        "size": [pictures.views.height, pictures.views.width],
+        "min_scale": settings.min_scale,
+        "mixup": settings.mixup,
+        "precision": settings.precision,
+    }
+    question = Question(
+        guide=objective.guide,
+        pictures=pictures,
+        folder=Path(settings.answers) if settings.answers else Path(settings.out).parent / "answers",
+        bits=8 if settings.answer_bits == "8" else 16,
+        about=about,
+    )
+    return ask(question, most_gib=settings.cache_gib, progress=progress)
 
 
 def _teacher(settings: DistillSettings, store: ScoreStore) -> Segmenter:

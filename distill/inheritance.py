@@ -16,7 +16,7 @@ Shapes: N images, C channels, H x W positions.
 import dataclasses
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import accumulate
@@ -205,28 +205,26 @@ def _close(one: Tensor | None, other: Tensor | None) -> bool:
 
 
 @contextmanager
-def recorded(modules: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
+def recorded(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
     """Collect the inputs of modules during a forward pass inside the block."""
     found: dict[nn.Module, Tensor] = {}
     with on_inputs((module, partial(found.__setitem__, module)) for module in modules):
         yield found
 
 
-def feature_distance(
-    student: Mapping[nn.Module, Tensor],
-    teacher: Mapping[nn.Module, Tensor],
-    pairs: Sequence[tuple[BatchNorm, BatchNorm]],
-) -> Tensor:
-    """The feature loss F_i of each image, [N]: mean of (a_l - b_l)^2 / (var^_l + eps) (ours).
-
-    The mean is over layers l, channels and positions. a_l and b_l are the inputs of the student's and the teacher's
-    BatchNorm layer, so the loss is in the teacher's standard deviations.
-    """
-    return torch.stack([_squares(student[own], teacher[theirs], theirs) for own, theirs in pairs]).mean(dim=0)
-
-
-def _squares(own_NCHW: Tensor, theirs_NCHW: Tensor, layer: BatchNorm) -> Tensor:
-    assert layer.running_var is not None  # inherited with the other tensors
+def standardised(input_NCHW: Tensor, layer: BatchNorm) -> Tensor:
+    """The input of a BatchNorm layer in its running standard deviations from its running mean, [N, C, H, W]."""
+    assert layer.running_mean is not None  # the layer is one of a teacher, or inherited
+    assert layer.running_var is not None
     scale_C = (layer.running_var + layer.eps).rsqrt()
-    difference = (own_NCHW.float() - theirs_NCHW.float()) * scale_C.view(1, -1, 1, 1)
-    return difference.square().mean(dim=(1, 2, 3))
+    return (input_NCHW.float() - layer.running_mean.view(1, -1, 1, 1)) * scale_C.view(1, -1, 1, 1)
+
+
+def feature_distance(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """The feature loss F_i of each image, [N]: mean of (a_l - b_l)^2 over layers, channels and positions (ours).
+
+    a_l and b_l are the inputs [N, C, H, W] of BatchNorm layer l in the student and in the teacher, both in the running
+    standard deviations of the teacher's layer (:func:`standardised`).
+    """
+    squares = [(own - theirs).square().mean(dim=(1, 2, 3)) for own, theirs in zip(student, teacher, strict=True)]
+    return torch.stack(squares).mean(dim=0)

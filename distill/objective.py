@@ -10,75 +10,88 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from distill.answers import LOGITS, Answers, Guide, KeptAnswers, mirrored, to_device
 from distill.evaluation import Evaluation, agreement, evaluate, to_tensor
-from distill.inheritance import Inheritance, feature_distance, recorded
+from distill.inheritance import Inheritance, feature_distance, recorded, standardised
 from distill.labelled import LabelledFolder
 from distill.losses import distillation_loss
+from distill.pictures import Pictures
 from distill.sampling import draw, epoch_slice
 from distill.settings import DistillSettings
 from distill.training.processes import WeightedSum
-from distill.views import View, ViewSettings, crop_image, draw_view, light_images, whole_view
+from distill.views import View, crop_image, light_images, whole_view
 from distill.weighting import WeightSchedule
 from pipeline.models.segmenter import Segmenter
-from pipeline.selection.images import SelectedImages
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DistillBatch:
-    """Views of selected images and the weights of their losses."""
+    """Pictures of selected images and the weights of their losses."""
 
     images_N3HW: Tensor
     views: tuple[View, ...]
     weights_N: Tensor
+    answers: Answers | None
+    """The teacher's answers, if it was asked before."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Distillation:
     """The objective: predict what the teacher predicts, with a loss weight for each image."""
 
-    teacher: Segmenter
-    images: SelectedImages[Image.Image]
-    training_places: list[int]
+    guide: Guide
+    pictures: Pictures
+    answers: KeptAnswers | None = None
+    """The teacher's answers to the fixed pictures; None if it is asked in every step."""
     held_out: list[int]
+    """The places in the selection of images that are not trained on."""
     schedule: WeightSchedule
     """The weights of the training images, in their order."""
     val: LabelledFolder | None
-    views: ViewSettings
     inheritance: Inheritance
     settings: DistillSettings
 
     def batch(self, step: int, slots: range) -> DistillBatch:
-        """Views of images for some slots of a step's batch. It is a pure function of seed, step and slot."""
+        """Pictures for some slots of a step's batch. It is a pure function of seed, step and slot."""
         settings = self.settings
         weights = self.schedule.at(step / max(1, settings.steps - 1))
         if settings.by_sampling:
             drawn = draw(weights, settings.batch_size, np.random.default_rng([settings.seed, step]))
             weights = np.ones(len(weights))
         else:
-            drawn = epoch_slice(len(self.training_places), step, settings.batch_size, settings.seed)
-        crops, views = [], []
-        for slot in slots:
-            image = self.images[self.training_places[drawn[slot]]]
-            view = draw_view(np.random.default_rng([settings.seed, step, slot]), image.size, self.views)
-            crops.append(crop_image(image, view, self.views))
-            views.append(view)
-        batch_weights = weights[[drawn[slot] for slot in slots]]
-        return DistillBatch(to_tensor(crops), tuple(views), torch.from_numpy(batch_weights).float())
+            drawn = epoch_slice(len(self.pictures.training_places), step, settings.batch_size, settings.seed)
+        shown = [(drawn[slot], np.random.default_rng([settings.seed, step, slot])) for slot in slots]
+        if self.answers is None:
+            pictures = [self.pictures.draw(rng, place) for place, rng in shown]
+            answers = None
+        else:
+            asked = [(place, int(rng.integers(self.pictures.fixed))) for place, rng in shown]
+            fixed = [self.pictures.draw_fixed(place, number) for place, number in asked]
+            pictures = [self.pictures.changed(picture, rng) for picture, (_, rng) in zip(fixed, shown, strict=True)]
+            answers = mirrored(self.answers(asked), [picture.view.flip for picture in pictures])
+        return DistillBatch(
+            images_N3HW=to_tensor([self.pictures.pixels(picture) for picture in pictures]),
+            views=tuple(picture.view for picture in pictures),
+            weights_N=torch.tensor([picture.weight(weights) for picture in pictures], dtype=torch.float32),
+            answers=answers,
+        )
 
     def loss(self, model: Segmenter, batch: DistillBatch, progress: float) -> WeightedSum:
         """The sums of the images' weighted losses and of their weights."""
+        settings, compared = self.settings, self.inheritance.compared if self.settings.features else ()
         images = light_images(batch.images_N3HW.to(model.device), batch.views)
-        compared = self.inheritance.compared if self.settings.features else ()
-        with torch.no_grad(), recorded([theirs for _, theirs in compared]) as wanted:
-            target = self.teacher(images)
-        with recorded([own for own, _ in compared]) as seen:
+        answers = self.guide(images) if batch.answers is None else to_device(batch.answers, model.device)
+        with recorded(own for own, _ in compared) as seen:
             logits = model(images)
-        losses = distillation_loss(logits, target, self.settings.loss, self.settings.temperature)
+        target = self.guide.enlargement.enlarge(answers[LOGITS], (logits.shape[-2], logits.shape[-1]))
+        losses = distillation_loss(logits, target, settings.loss, settings.temperature)
         if compared:
-            losses = losses + self.settings.features * feature_distance(seen, wanted, compared)
+            names = {layer: name for name, layer in self.guide.compared.items()}
+            own = [standardised(seen[layer], theirs) for layer, theirs in compared]
+            wanted = [answers[names[theirs]] for _, theirs in compared]
+            losses = losses + settings.features * feature_distance(own, wanted)
         return WeightedSum.of(losses, batch.weights_N.to(model.device))
 
     def evaluate(self, model: Segmenter) -> Evaluation | None:
@@ -87,10 +100,10 @@ class Distillation:
             return evaluate(model, self.val, batch_size=self.settings.batch_size)
         if not self.held_out:
             return None
-        return agreement(model, self.teacher, self._held_out_batches())
+        return agreement(model, self.guide.teacher, self._held_out_batches())
 
     def _held_out_batches(self) -> Iterator[Tensor]:
-        size = self.settings.batch_size
+        size, views = self.settings.batch_size, self.pictures.views
         for start in range(0, len(self.held_out), size):
-            images = [self.images[place] for place in self.held_out[start : start + size]]
-            yield to_tensor([crop_image(image, whole_view(image.size, self.views), self.views) for image in images])
+            images = [self.pictures.images[place] for place in self.held_out[start : start + size]]
+            yield to_tensor([crop_image(image, whole_view(image.size, views), views) for image in images])

@@ -144,6 +144,17 @@ class DistillSettings(OptimisationSettings):
     ] = False
     loss: Annotated[Loss, "Loss: KL divergence by pixel (the paper's) or by channel, or L1 of logits", METHOD] = "kl"
     temperature: Annotated[float, above(0), "Temperature of the KL divergences", METHOD] = 1.0
+    views: Annotated[
+        Whole, "Views of each image that the teacher is asked about once; 0 for new views in every step", METHOD
+    ] = 0
+    mixup: Annotated[
+        float, at_least(0), at_most(1), "Share of the views that are mixed with a view of another image", METHOD
+    ] = 0.0
+    answers: Annotated[
+        str | None, "Folder of the teacher's answers, shared by runs [default: answers beside the run]", DATA
+    ] = None
+    answer_bits: Annotated[Literal["16", "8"], "Bits of a value in the teacher's answers", RUN] = "16"
+    cache_gib: Annotated[Amount, "Largest size of the teacher's answers, in GiB", RUN] = 16.0
     out: Annotated[str, "Run folder; the model is OUT/student.safetensors", DATA] = "runs/student"
 
 

@@ -34,8 +34,8 @@ class View:
     """One random view: a part of the image, mirrored or not, with factors for its colours."""
 
     box: Box
-    flip: bool
-    light: tuple[float, float, float]
+    flip: bool = False
+    light: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """Factors of brightness, contrast and saturation."""
 
 
@@ -47,12 +47,14 @@ def draw_view(rng: np.random.Generator, size: tuple[int, int], settings: ViewSet
     crop_width = min(width, height * aspect) * scale
     crop_height = min(height, width / aspect) * scale
     left, top = rng.uniform(0, width - crop_width), rng.uniform(0, height - crop_height)
+    return changed(View(box=(left, top, left + crop_width, top + crop_height)), rng, settings)
+
+
+def changed(view: View, rng: np.random.Generator, settings: ViewSettings) -> View:
+    """Draw mirroring and light of a view anew."""
     light = 1 + settings.jitter * rng.uniform(-1, 1, size=3)
-    return View(
-        box=(left, top, left + crop_width, top + crop_height),
-        flip=bool(rng.random() < 0.5),
-        light=(float(light[0]), float(light[1]), float(light[2])),
-    )
+    flip = bool(rng.random() < 0.5)
+    return View(box=view.box, flip=flip, light=(float(light[0]), float(light[1]), float(light[2])))
 
 
 def whole_view(size: tuple[int, int], settings: ViewSettings) -> View:
@@ -61,7 +63,7 @@ def whole_view(size: tuple[int, int], settings: ViewSettings) -> View:
     aspect = settings.width / settings.height
     crop_width, crop_height = min(width, height * aspect), min(height, width / aspect)
     left, top = (width - crop_width) / 2, (height - crop_height) / 2
-    return View(box=(left, top, left + crop_width, top + crop_height), flip=False, light=(1.0, 1.0, 1.0))
+    return View(box=(left, top, left + crop_width, top + crop_height))
 
 
 def crop_image(image: Image.Image, view: View, settings: ViewSettings) -> NDArray[np.uint8]:

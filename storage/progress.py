@@ -13,6 +13,10 @@ class Step:
     total: int
     note: str = ""
     """A few words that are shown beside the bar."""
+    task: str = ""
+    """What is being done, if it is not what the stage is called for."""
+    unit: str = ""
+    """What ``done`` and ``total`` count in that task."""
 
 
 Progress = Callable[[Step], None]

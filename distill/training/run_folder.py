@@ -21,11 +21,12 @@ from storage.errors import SettingsError
 from storage.files.publish import publish, remove, write_json
 
 FREE_SETTINGS = {
-    *("resume", "overwrite", "out", "val", "eval_every", "checkpoint_every", "keep_checkpoint", "device", "root")
+    *("resume", "overwrite", "out", "val", "eval_every", "checkpoint_every", "keep_checkpoint", "device", "root"),
+    *("answers", "cache_gib"),
 }
 """Settings that may change when a run is resumed, because the final model does not depend on them."""
 MADE_BY_A_RUN = ("checkpoint.pt", "metrics.json", "curves", "selection.parquet", "settings.json")
-RUN_VERSION = 1
+RUN_VERSION = 2
 """Version of the meaning of a run's settings and of its checkpoint. A run of another version is not continued."""
 
 

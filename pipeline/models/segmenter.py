@@ -110,7 +110,7 @@ class Segmenter(nn.Module):
 
     def forward(self, images_N3HW: Tensor) -> Tensor:
         """Compute logits [N, K, H, W] of RGB images [N, 3, H, W], uint8 or float in [0, 1]."""
-        logits = _logits(self.network(self.normalise(images_N3HW)))
+        logits = as_logits(self.network(self.normalise(images_N3HW)))
         if logits.shape[1] != self.spec.num_classes:
             raise ModelError(
                 f"{self.spec.builder} gives {logits.shape[1]} classes, but its description {self.spec.num_classes}; "
@@ -121,7 +121,7 @@ class Segmenter(nn.Module):
         return logits
 
 
-def _logits(output: Any) -> Tensor:
+def as_logits(output: Any) -> Tensor:
     """The logits in a network's output, which may be a tensor, a dict, an object or a tuple."""
     if isinstance(output, Mapping):
         output = output.get("out", output.get("logits"))

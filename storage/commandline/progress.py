@@ -32,8 +32,10 @@ def _bar(console: Console, title: str, unit: str) -> Iterator[Progress]:
 
         def show(step: Step) -> None:
             rate = meter.rate(step)
-            text = f"{rate:.1f} {unit}/s" if rate else ""
-            bar.update(task, completed=step.done, total=step.total, rate=text, note=step.note)
+            text = f"{rate:.1f} {step.unit or unit}/s" if rate else ""
+            bar.update(
+                task, description=step.task or title, completed=step.done, total=step.total, rate=text, note=step.note
+            )
 
         yield show
 
@@ -47,9 +49,10 @@ def _lines(title: str, unit: str, every: float) -> Iterator[Progress]:
         rate, now = meter.rate(step), time.monotonic()
         if now - last < every and step.done != step.total:
             return
-        words = [f"{title} {step.done}/{step.total} {unit}"]
+        counted = step.unit or unit
+        words = [f"{step.task or title} {step.done}/{step.total} {counted}"]
         if rate:
-            words += [f"{rate:.1f} {unit}/s", f"{(step.total - step.done) / rate:.0f} s left"]
+            words += [f"{rate:.1f} {counted}/s", f"{(step.total - step.done) / rate:.0f} s left"]
         sys.stderr.write(", ".join([*words, step.note] if step.note else words) + "\n")
         sys.stderr.flush()
         last = now
@@ -62,11 +65,12 @@ class _Meter:
 
     def __init__(self) -> None:
         self.start: tuple[float, int] | None = None
+        self.task = ""
 
     def rate(self, step: Step) -> float:
-        """Units per second since the first report; 0 as long as the rate is unknown."""
+        """Units per second since the first report of the task; 0 as long as the rate is unknown."""
         now = time.monotonic()
-        if self.start is None:
-            self.start = (now, step.done)
+        if self.start is None or step.task != self.task:
+            self.start, self.task = (now, step.done), step.task
         seconds, done = now - self.start[0], step.done - self.start[1]
         return done / seconds if seconds > 0 else 0.0

@@ -10,11 +10,11 @@ from storage.errors import SettingsError, StoreError
 
 
 @contextmanager
-def exclusive(path: Path) -> Iterator[None]:
+def exclusive(path: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold a store, which need not exist yet, for writing.
 
     The claim is the system's lock on the file ``.NAME.lock`` beside the store. So it ends with the process, however
-    that ends. The file itself has no meaning.
+    that ends. The file itself has no meaning. With ``wait`` the block begins when no other process holds the store.
 
     Raises:
         StoreError: another process holds it.
@@ -23,7 +23,7 @@ def exclusive(path: Path) -> Iterator[None]:
     if not path.name:
         raise SettingsError(f"{path} is a folder; give the name of the output to write")
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
+    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=-1 if wait else 0)
     try:
         with lock:
             yield

@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.units import PENDING
+
 SCHEMA_VERSION = 1
 """Version of a store's layout. A store of another version is not opened."""
 SCORING_VERSION = 1
 """Version of what a score means: decoding, layers, distances, embedding, cells. Raise it when the golden test of the
 scores (tests/pipeline/scoring/test_golden.py) fails. A store of another version is not continued."""
-PENDING, SCORED, UNREADABLE, REJECTED = range(4)
+SCORED, UNREADABLE, REJECTED = 1, 2, 3
 STATUS_NAMES = ("pending", "scored", "unreadable", "rejected")
 INNER_CHUNK = 256
 

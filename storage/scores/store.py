@@ -20,7 +20,6 @@ from storage.manifest import Manifest
 from storage.scores.schema import (
     COLUMNS,
     INNER_CHUNK,
-    PENDING,
     REJECTED,
     SCHEMA_VERSION,
     STATUS_NAMES,
@@ -29,6 +28,7 @@ from storage.scores.schema import (
     Unit,
     columns_of,
 )
+from storage.units import PENDING, pending, units, write_unit
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,13 +60,11 @@ class ScoreStore:
 
     def units(self) -> list[range]:
         """The rows of each work unit."""
-        size = int(self.attributes["shard_size"])
-        return [range(start, min(start + size, len(self))) for start in range(0, len(self), size)]
+        return units(len(self), int(self.attributes["shard_size"]))
 
     def pending_units(self) -> list[range]:
         """The rows of each work unit that is not committed yet."""
-        status = self.status()
-        return [rows for rows in self.units() if (status[rows.start : rows.stop] == PENDING).any()]
+        return pending(self.status(), int(self.attributes["shard_size"]))
 
     def status(self) -> NDArray[np.uint8]:
         """The status of each row, uint8 [N]."""
@@ -131,10 +129,7 @@ class ScoreStore:
             StoreError: the store was removed in the meantime.
         """
         self._refuse_if_gone()  # zarr would create its folders again
-        where = slice(rows.start, rows.stop)
-        for name in sorted(unit.keys() - {"status"}):
-            self._array(name)[where] = unit[name]
-        self._array("status")[where] = unit["status"]
+        write_unit(self.group, rows, unit)
 
     def reopen_failed(self) -> None:
         """Withdraw the commit of every unit that holds an unreadable or rejected image."""

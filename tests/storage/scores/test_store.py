@@ -10,8 +10,9 @@ import zarr
 from storage.errors import SettingsError, StoreError
 from storage.manifest import Manifest
 from storage.scores.claim import exclusive, sweep
-from storage.scores.schema import COLUMNS, PENDING, REJECTED, SCORED, UNREADABLE, Unit
+from storage.scores.schema import COLUMNS, REJECTED, SCORED, UNREADABLE, Unit
 from storage.scores.store import ScoreStore, create_store, open_complete, open_store
+from storage.units import PENDING
 
 ATTRIBUTES: dict[str, Any] = {
     "schema_version": 1,

@@ -1,0 +1,205 @@
+"""The teacher's answers to the student's pictures: asked in every step, or once for a fixed number of pictures.
+
+Answers are the teacher's logits before the network enlarges them, and the inputs of those of its BatchNorm layers that
+the feature loss compares, in the layers' own standard deviations. Asked once, they are kept in half precision or 8 bits
+beside the runs (storage.answers). Runs with the same teacher, selection and pictures share them, whatever their seed,
+student, loss and weights.
+
+Shapes: N images of a batch, K classes, C channels, h x w positions, H x W pixels.
+"""
+
+import dataclasses
+import hashlib
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from distill.evaluation import to_tensor
+from distill.inheritance import recorded, standardised
+from distill.pictures import Pictures
+from distill.training.loop import ahead
+from pipeline.batchnorm.layers import BatchNorm
+from pipeline.models.enlargement import Enlargement, find_enlargement
+from pipeline.models.segmenter import Segmenter
+from pipeline.settings import Precision
+from storage.answers import AnswerStore, Bits, MapShape, open_answers, restored, size_of
+from storage.errors import ModelError, SettingsError
+from storage.progress import Progress, Step
+from storage.scores.claim import exclusive, sweep
+
+LOGITS = "logits"
+BATCH = 16
+"""Pictures in a forward pass of the teacher."""
+UNIT_IMAGES = 16
+"""Images whose fixed pictures make a work unit."""
+CACHE_BYTES = 2 << 30
+GIB = 1 << 30
+Answers = dict[str, Tensor]
+"""Coarse logits and compared inputs by name, [N, C, h, w] each."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Guide:
+    """A teacher that answers."""
+
+    teacher: Segmenter
+    compared: Mapping[str, BatchNorm]
+    """The layers of the teacher whose inputs are compared, by name."""
+    enlargement: Enlargement
+    precision: Precision
+
+    @classmethod
+    def of(cls, teacher: Segmenter, compared: Sequence[nn.Module], precision: Precision) -> "Guide":
+        """Make the guide of a teacher whose inputs of these BatchNorm layers are compared."""
+        names = {module: name for name, module in teacher.network.named_modules()}
+        layers = {names[layer]: layer for layer in compared if isinstance(layer, BatchNorm)}
+        enlargement = find_enlargement(teacher, teacher.spec.image_size)
+        return cls(teacher=teacher, compared=layers, enlargement=enlargement, precision=precision)
+
+    @torch.no_grad()
+    def __call__(self, images_N3HW: Tensor) -> Answers:
+        """Answer to images, uint8 or float in [0, 1]."""
+        with (
+            recorded(self.compared.values()) as found,
+            torch.autocast(self.teacher.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"),
+        ):
+            logits = self.enlargement.coarse(self.teacher, images_N3HW)
+        inputs = {name: standardised(found[layer], layer) for name, layer in self.compared.items()}
+        return {LOGITS: logits.float(), **inputs}
+
+    def shapes(self) -> dict[str, MapShape]:
+        """Channels, height and width of each map of an answer."""
+        height, width = self.teacher.spec.image_size
+        answers = self(torch.full((1, 3, height, width), 0.5, device=self.teacher.device))
+        return {name: (values.shape[1], values.shape[2], values.shape[3]) for name, values in answers.items()}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Question:
+    """What is asked once, and where the answers are kept."""
+
+    guide: Guide
+    pictures: Pictures
+    folder: Path
+    bits: Bits
+    about: Mapping[str, Any]
+    """Everything that the pictures and the answers depend on."""
+
+    @property
+    def rows(self) -> int:
+        """The number of pictures."""
+        return len(self.pictures.training_places) * self.pictures.fixed
+
+    def store(self) -> AnswerStore:
+        """The store of the answers, which may be empty."""
+        about, shapes = {**self.about, "pictures": self.pictures.fixed}, self.guide.shapes()
+        known = json.dumps([about, shapes, self.bits], sort_keys=True)
+        path = self.folder / f"{hashlib.sha256(known.encode()).hexdigest()[:16]}.zarr"
+        unit = min(self.rows, UNIT_IMAGES * self.pictures.fixed)
+        with exclusive(path, wait=True):
+            return open_answers(path, shapes, rows=self.rows, unit=unit, bits=self.bits, about=about)
+
+
+def ask(question: Question, *, most_gib: float, progress: Progress) -> "KeptAnswers":
+    """Ask the teacher what it has not answered yet; return all answers.
+
+    Of several runs that need the same answers, one asks and the others wait.
+
+    Raises:
+        SettingsError: the answers are larger than ``most_gib``.
+        ModelError: the teacher's answers are not finite.
+    """
+    size = size_of(question.guide.shapes(), rows=question.rows, bits=question.bits)
+    if size > most_gib * GIB:
+        images, views = len(question.pictures.training_places), question.pictures.fixed
+        raise SettingsError(
+            f"the teacher's answers to {views} views of {images} images take {size / GIB:.1f} GiB, more than "
+            f"{most_gib:g}; give fewer --views, --answer-bits 8, a smaller --budget, or more --cache-gib",
+            field="cache_gib",
+        )
+    store = question.store()
+    with exclusive(store.path, wait=True):
+        if pending := store.pending_units():
+            sweep(store.path)
+            _ask(question, store, pending, f"{size / GIB:.2f} GiB in {store.path}", progress)
+    return KeptAnswers(store, question.pictures.fixed)
+
+
+def _ask(question: Question, store: AnswerStore, pending: list[range], note: str, progress: Progress) -> None:
+    guide, pictures = question.guide, question.pictures
+    done = len(store) - sum(map(len, pending))
+    batches = [
+        (unit, range(start, min(start + BATCH, unit.stop)))
+        for unit in pending
+        for start in range(unit.start, unit.stop, BATCH)
+    ]
+
+    def report() -> None:
+        progress(Step(done=done, total=len(store), note=note, task="asking the teacher", unit="views"))
+
+    def make(index: int) -> Tensor:
+        rows = batches[index][1]
+        return to_tensor([pictures.pixels(pictures.draw_fixed(*divmod(row, pictures.fixed))) for row in rows])
+
+    report()
+    collected: list[Answers] = []
+    with closing(ahead(make, 0, len(batches))) as made:
+        for index, images in made:
+            unit, rows = batches[index]
+            answers = guide(images.to(guide.teacher.device))
+            for name, values in answers.items():
+                if not values.isfinite().all():
+                    raise ModelError(f"the teacher's {name} are not finite; check its weights, or use float32")
+            collected.append(answers)
+            done += len(rows)
+            if rows.stop == unit.stop:
+                names = collected[0].keys()
+                store.write(unit, {name: torch.cat([part[name] for part in collected]).cpu().numpy() for name in names})
+                collected = []
+            report()
+
+
+def mirrored(answers: Answers, which: Sequence[bool]) -> Answers:
+    """The answers with those of some images mirrored."""
+    flip = torch.tensor(which).view(-1, 1, 1, 1)
+    return {name: torch.where(flip, values.flip(3), values) for name, values in answers.items()}
+
+
+def to_device(answers: Answers, device: torch.device) -> Answers:
+    """The answers on a device."""
+    return {name: values.to(device, non_blocking=True) for name, values in answers.items()}
+
+
+class KeptAnswers:
+    """Answers of a complete store, read as they are needed and kept in memory as far as there is room."""
+
+    def __init__(self, store: AnswerStore, pictures: int) -> None:
+        self._store, self._pictures = store, pictures
+        self._cache: dict[int, dict[str, NDArray[Any]]] = {}
+        self._room = CACHE_BYTES
+        self._lock = threading.Lock()
+
+    def __call__(self, asked: Sequence[tuple[int, int]]) -> Answers:
+        """The answers to fixed pictures, (place, number) each."""
+        kept = [self._read(place * self._pictures + number) for place, number in asked]
+        stacked = {name: np.stack([row[name] for row in kept]) for name in kept[0]}
+        return {name: torch.from_numpy(values) for name, values in restored(stacked).items()}
+
+    def _read(self, row: int) -> dict[str, NDArray[Any]]:
+        if (cached := self._cache.get(row)) is not None:
+            return cached
+        kept = self._store.read(row)
+        size = sum(values.nbytes for values in kept.values())
+        with self._lock:
+            if size <= self._room and row not in self._cache:
+                self._cache[row] = kept
+                self._room -= size
+        return kept
