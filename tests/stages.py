@@ -6,7 +6,7 @@ Settings take plain values (``budget=0.5``, ``student_arguments={"blocks": 2}``)
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
+from distill.answers import Guide
 from distill.distillation import distill
 from distill.evaluation import Evaluation
 from distill.inheritance import Inheritance
 from distill.objective import Distillation, DistillBatch
+from distill.pictures import Pictures
 from distill.settings import DistillSettings, OptimisationSettings, TrainSettings
 from distill.supervised import train
 from distill.training.loop import Training
@@ -152,17 +154,23 @@ def make_distillation(
     """An objective over images in memory; ``weights`` are those of the training places at the start."""
     images = images or [draw_image(index) for index in range(6)]
     settings = make_settings(**changes)
+    inheritance = inheritance or Inheritance()
+    compared = [theirs for _, theirs in inheritance.compared]
     return Distillation(
-        teacher=(teacher or tiny_model()).requires_grad_(False),
-        images=cast(Any, images),
-        training_places=list(training_places),
+        guide=Guide.of((teacher or tiny_model()).requires_grad_(False), compared, settings.precision),
+        pictures=Pictures(
+            images=images,
+            training_places=list(training_places),
+            views=ViewSettings(height=HEIGHT, width=WIDTH, min_scale=settings.min_scale, jitter=settings.jitter),
+            mixup=settings.mixup,
+            fixed=settings.views,
+        ),
         held_out=[place for place in range(len(images)) if place not in training_places],
         schedule=WeightSchedule(
             weights_N=np.asarray(weights, dtype=np.float64), weighting=settings.weighting, pacing=settings.pacing
         ),
         val=None,
-        views=ViewSettings(height=HEIGHT, width=WIDTH, min_scale=settings.min_scale, jitter=settings.jitter),
-        inheritance=inheritance or Inheritance(),
+        inheritance=inheritance,
         settings=settings,
     )
 

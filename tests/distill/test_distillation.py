@@ -229,7 +229,7 @@ def test_a_run_of_another_version_of_the_program_is_not_continued(store: ScoreSt
     held = json.loads(path.read_text())
     del held["run_version"]
     path.write_text(json.dumps(held))
-    with pytest.raises(SettingsError, match="run_version is 0 there and 1 now; replace it with --overwrite"):
+    with pytest.raises(SettingsError, match="run_version is 0 there and 2 now; replace it with --overwrite"):
         distill(settings(steps=3, resume=True))
     distill(settings(steps=3, resume=True, overwrite=True))
 
@@ -281,7 +281,7 @@ def test_the_student_changes_and_the_teacher_does_not(store: ScoreStore, monkeyp
     before = load_model("teacher.safetensors").network.state_dict()
     distill(settings(steps=3, lr=0.1, student="teacher.safetensors", inherit=False))
     taught = load_model("run/student.safetensors").network.state_dict()
-    assert all(torch.equal(before[name], tensor) for name, tensor in made[0].teacher.network.state_dict().items())
+    assert all(torch.equal(before[name], tensor) for name, tensor in made[0].guide.teacher.network.state_dict().items())
     assert not torch.equal(before["stem.0.weight"], taught["stem.0.weight"])
 
 

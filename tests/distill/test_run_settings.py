@@ -136,7 +136,7 @@ def test_photographs_are_kept_as_large_as_the_smallest_crop_needs_them(
         draw_image(index, size[1], size[0]).save(folder / f"{index}.png")
     score_folder(folder, teacher_file)
     prepared = prepare_distill(make_settings(steps=1, batch_size=3, min_scale=0.7), monkeypatch)
-    images = prepared.objective.images
+    images = prepared.objective.pictures.images
     assert [images[place].size for place in range(3)] == [kept] * 3  # decoded for the batch
 
 

@@ -87,7 +87,7 @@ def test_the_loss_of_a_step_is_the_weighted_mean_of_numpys_losses(
     distillation = make_distillation(loss=loss, temperature=temperature, by_sampling=by_sampling, steps=STEPS)
     batch, model = batch_of(distillation, 1), student_of()
     pixels = lit_pixels(batch)
-    student, teacher = logits_of(model, pixels), logits_of(distillation.teacher, pixels)
+    student, teacher = logits_of(model, pixels), logits_of(distillation.guide.teacher, pixels)
     kd = oracles.image_losses(student, teacher, loss, temperature)
     weights = batch.weights_N.double().numpy()
     assert (len(set(weights)) == 1) is by_sampling
@@ -134,7 +134,7 @@ def test_the_feature_term_is_added_image_by_image_as_often_as_its_weight_says(
 def test_teacher_and_student_see_the_same_pixels_each_normalised_in_its_own_way() -> None:
     distillation, model = make_distillation(steps=STEPS), student_of()
     seen: dict[str, torch.Tensor] = {}
-    for name, one in (("teacher", distillation.teacher), ("student", model)):
+    for name, one in (("teacher", distillation.guide.teacher), ("student", model)):
         one.network.register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: inputs[0].clone()}))
     flips = set()
     for step in range(3):
@@ -143,7 +143,7 @@ def test_teacher_and_student_see_the_same_pixels_each_normalised_in_its_own_way(
         assert len({view.light for view in batch.views}) == len(batch.views)
         loss_of(distillation, model, batch)
         pixels = lit_pixels(batch)
-        for name, spec in (("teacher", distillation.teacher.spec), ("student", model.spec)):
+        for name, spec in (("teacher", distillation.guide.teacher.spec), ("student", model.spec)):
             mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
             torch.testing.assert_close(seen[name] * std + mean, pixels.float(), atol=1e-5, rtol=0)
     assert flips == {False, True}
@@ -151,15 +151,15 @@ def test_teacher_and_student_see_the_same_pixels_each_normalised_in_its_own_way(
 
 def test_the_teacher_predicts_without_a_gradient_and_the_student_with_one() -> None:
     distillation, model = make_distillation(steps=STEPS), student_of()
-    distillation.teacher.requires_grad_(True)
+    distillation.guide.teacher.requires_grad_(True)
     found: dict[str, tuple[bool, bool]] = {}
-    for name, one in (("teacher", distillation.teacher), ("student", model)):
+    for name, one in (("teacher", distillation.guide.teacher), ("student", model)):
         one.network.register_forward_pre_hook(
             lambda module, _, name=name: found.update({name: (module.training, torch.is_grad_enabled())})
         )
     loss_of(distillation, model, batch_of(distillation, 0)).backward()
     assert found == {"teacher": (False, False), "student": (True, True)}
-    assert all(parameter.grad is None for parameter in distillation.teacher.parameters())
+    assert all(parameter.grad is None for parameter in distillation.guide.teacher.parameters())
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
@@ -170,7 +170,7 @@ def test_the_crops_of_a_batch_are_those_of_its_views(flip: bool) -> None:
     crops = [pair for batch in batches for pair in zip(batch.images_N3HW, batch.views, strict=True)]
     chosen = [(image, view) for image, view in crops if view.flip is flip]
     assert len(chosen) > 3
-    sources = [np.asarray(distillation.images[place]) for place in distillation.training_places]
+    sources = [np.asarray(distillation.pictures.images[place]) for place in distillation.pictures.training_places]
     for image, view in chosen:
         shown = image.permute(1, 2, 0).numpy().astype(np.float64)
         if flip:
@@ -192,7 +192,7 @@ def places(batch: DistillBatch) -> list[int]:
 @pytest.mark.parametrize("weighting", ["wdpd", "static", "uniform", "reversed"])
 def test_every_image_of_a_batch_has_the_weight_of_the_step(weighting: str, pacing: str) -> None:
     distillation = make_distillation(images=coloured(), weighting=weighting, pacing=pacing, steps=STEPS)
-    start = dict(zip(distillation.training_places, WEIGHTS, strict=True))
+    start = dict(zip(distillation.pictures.training_places, WEIGHTS, strict=True))
     for step in range(STEPS):
         batch = batch_of(distillation, step)
         weights = oracles.image_weights(
@@ -234,7 +234,7 @@ def test_by_sampling_images_come_as_often_as_their_weights_say_and_count_the_sam
     for step in range(steps):
         batch = batch_of(distillation, step)
         assert batch.weights_N.tolist() == [1] * size
-        counts.append([places(batch).count(place) for place in distillation.training_places])
+        counts.append([places(batch).count(place) for place in distillation.pictures.training_places])
     assert (np.abs(np.array(counts) - expected) < 1).all()
     np.testing.assert_allclose(np.mean(counts, axis=0), expected, atol=0.07)
     assert len(set(map(tuple, counts))) > 1
@@ -294,19 +294,19 @@ def test_twice_the_weight_is_as_good_as_the_image_twice() -> None:
     batch = batch_of(distillation, 0)
     weighted = dataclasses.replace(batch, weights_N=torch.tensor([2.0, 1.0, 1.0, 0.0]))
     order = [0, 0, 1, 2]
-    repeated = DistillBatch(batch.images_N3HW[order], tuple(batch.views[i] for i in order), torch.ones(4))
+    repeated = DistillBatch(batch.images_N3HW[order], tuple(batch.views[i] for i in order), torch.ones(4), None)
     torch.testing.assert_close(gradient(distillation, weighted), gradient(distillation, repeated), rtol=1e-4, atol=1e-7)
 
 
 def test_without_labels_a_student_is_judged_by_its_agreement_with_the_teacher_on_what_is_held_out() -> None:
     images = [draw_image(index, HEIGHT, WIDTH) for index in range(6)]
     distillation = make_distillation(images=images, training_places=(4,), weights=(1.0,), batch_size=2)
-    model = copy.deepcopy(distillation.teacher)
+    model = copy.deepcopy(distillation.guide.teacher)
     with torch.no_grad():
         model.network.head.weight.add_(0.5 * torch.randn(3, 8, 1, 1, generator=torch.Generator().manual_seed(1)))  # type: ignore[union-attr, operator]
     pixels = torch.from_numpy(np.stack([np.asarray(images[place]) for place in (0, 1, 2, 3, 5)]))
     pixels = pixels.permute(0, 3, 1, 2).double() / 255
-    answers, labels = (logits_of(one, pixels).argmax(axis=1) for one in (model, distillation.teacher))
+    answers, labels = (logits_of(one, pixels).argmax(axis=1) for one in (model, distillation.guide.teacher))
     ious = [
         ((answers == k) & (labels == k)).sum() / ((answers == k) | (labels == k)).sum()
         for k in np.union1d(answers, labels)
@@ -322,16 +322,16 @@ def test_without_labels_a_student_is_judged_by_its_agreement_with_the_teacher_on
 def test_held_out_images_are_shown_whole_and_as_they_are() -> None:
     distillation = make_distillation(batch_size=2)
     seen: list[torch.Tensor] = []
-    distillation.teacher.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
+    distillation.guide.teacher.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
     distillation.evaluate(student_of())
-    spec = distillation.teacher.spec
+    spec = distillation.guide.teacher.spec
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
     shown = (torch.cat(seen) * std + mean).permute(0, 2, 3, 1).numpy() * 255
     assert len(shown) == 2
     width = 40 * WIDTH / HEIGHT  # of the 56 that an image of height 40 has
     box = ((56 - width) / 2, 0, (56 + width) / 2, 40)
     for pixels, place in zip(shown, (1, 4), strict=True):
-        expected = oracles.crop(np.asarray(distillation.images[place]), box, HEIGHT, WIDTH)
+        expected = oracles.crop(np.asarray(distillation.pictures.images[place]), box, HEIGHT, WIDTH)
         assert np.abs(pixels - expected).max() < 1.6  # two roundings, one for each axis
 
 

@@ -421,8 +421,8 @@ def test_the_teacher_of_a_run_is_frozen_and_stays_in_eval_mode(
     plain, seen = Distillation.loss, []
 
     def loss(self: Distillation, model: Segmenter, *rest: Any) -> Tensor:
-        frozen = not any(parameter.requires_grad for parameter in self.teacher.parameters())
-        seen.append((frozen, self.teacher.training, model.training))
+        frozen = not any(parameter.requires_grad for parameter in self.guide.teacher.parameters())
+        seen.append((frozen, self.guide.teacher.training, model.training))
         return plain(self, model, *rest)
 
     monkeypatch.setattr(Distillation, "loss", loss)

@@ -20,6 +20,7 @@ from storage.selection import write_selection
 
 # Settings that a user may change before resuming a run: paths, device, and how often it is evaluated and saved.
 FREE = {"resume", "overwrite", "out", "val", "eval_every", "checkpoint_every", "keep_checkpoint", "device", "root"}
+FREE |= {"answers", "cache_gib"}
 TOLD: dict[type, OptimisationSettings] = {
     DistillSettings: make_settings(),
     TrainSettings: make_train_settings(Path("data")),
