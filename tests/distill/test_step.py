@@ -282,6 +282,7 @@ def test_far_images_of_weight_0_give_no_gradient_at_all() -> None:
         batch.images_N3HW[near],
         tuple(view for view, keep in zip(batch.views, near, strict=True) if keep),
         batch.weights_N[near],
+        None,
     )
     with_all, without_far = gradient(distillation, batch), gradient(distillation, kept)
     torch.testing.assert_close(with_all, without_far, rtol=1e-4, atol=1e-7)
