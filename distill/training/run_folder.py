@@ -25,7 +25,7 @@ FREE_SETTINGS = {
 }
 """Settings that may change when a run is resumed, because the final model does not depend on them."""
 MADE_BY_A_RUN = ("checkpoint.pt", "metrics.json", "curves", "selection.parquet", "settings.json")
-RUN_VERSION = 1
+RUN_VERSION = 2
 """Version of the meaning of a run's settings and of its checkpoint. A run of another version is not continued."""
 
 
