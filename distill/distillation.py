@@ -14,7 +14,7 @@ from PIL import Image
 
 from distill.answers import Guide, KeptAnswers, Question, ask
 from distill.evaluation import Evaluation
-from distill.inheritance import Inheritance, inherit
+from distill.inheritance import Inheritance, Inherited, inherit
 from distill.labelled import LabelledFolder, check_labels, open_labelled
 from distill.objective import Distillation
 from distill.pictures import Pictures
@@ -52,6 +52,8 @@ class DistillResult:
     """Figures of the last step, against labels or against the teacher on held-out images; None without either."""
     selection: Selection
     """The images that the student was trained on."""
+    inherited: Inherited
+    """How much of the student came from the teacher."""
 
 
 def distill(settings: DistillSettings, progress: Progress = ignore) -> DistillResult:
@@ -72,13 +74,22 @@ def distill(settings: DistillSettings, progress: Progress = ignore) -> DistillRe
     selection = find_selection(settings, store)
     student = make_student(settings, teacher).to(device)
     probe(student)
-    inheritance = inherit(student, teacher, copy=not goes_on(settings)) if settings.inherit else Inheritance()
+    if settings.inherit:
+        inheritance = inherit(student, teacher, copy=not goes_on(settings))
+    else:
+        inheritance = Inheritance(counts=Inherited.of(student))
+    logger.info("the student %s", inheritance.counts)
     folder = RunFolder(Path(settings.out), "student.safetensors")
     held_out = [] if val is not None else hold_out(len(selection))
     height, width = teacher.spec.image_size
     decode = Covering(height=math.ceil(height / settings.min_scale), width=math.ceil(width / settings.min_scale))
     with SelectedImages(store, selection, decode=decode, root=settings.root) as images:
-        about = {"teacher": fingerprint(teacher), "selection": selection.about, "held_out": len(held_out)}
+        about = {
+            "teacher": fingerprint(teacher),
+            "selection": selection.about,
+            "held_out": len(held_out),
+            "inherited": dataclasses.asdict(inheritance.counts),
+        }
         folder.claim(settings, about)
         write_selection(selection, folder.selection)
         objective = _objective(settings, teacher, images, selection, held_out, val, inheritance)
@@ -88,7 +99,7 @@ def distill(settings: DistillSettings, progress: Progress = ignore) -> DistillRe
             model=student, objective=objective, settings=settings, folder=folder, frozen=inheritance.frozen
         )
         evaluation = training.run(progress)
-    return DistillResult(path=folder.model, evaluation=evaluation, selection=selection)
+    return DistillResult(path=folder.model, evaluation=evaluation, selection=selection, inherited=inheritance.counts)
 
 
 def _objective(

@@ -7,7 +7,7 @@ import torch
 from distill.settings import DistillSettings
 from pipeline.models.builders import resolve_builder
 from pipeline.models.files import load_model
-from pipeline.models.segmenter import Segmenter, build_model
+from pipeline.models.segmenter import IMAGENET_MEAN, IMAGENET_STD, Segmenter, build_model
 from storage.errors import ModelError
 
 MODEL_SUFFIX = ".safetensors"
@@ -21,13 +21,21 @@ def goes_on(settings: DistillSettings) -> bool:
 def make_student(settings: DistillSettings, teacher: Segmenter) -> Segmenter:
     """Build the student with random weights from the seed, or load it.
 
+    A new student has ImageNet's normalisation, or that of its pretrained backbone. The teacher's may be of any scale
+    (a std of 70 if pixels were divided by 255 after it), at which a network that begins anew does not learn.
+    :func:`distill.inheritance.inherit` replaces it where the student inherits what reads the image.
+
     Raises:
         ModelError: it cannot be built or loaded, or has other classes than the teacher.
     """
     if not goes_on(settings):
         torch.manual_seed(settings.seed)
         spec = dataclasses.replace(
-            teacher.spec, builder=resolve_builder(settings.student), arguments=dict(settings.student_arguments)
+            teacher.spec,
+            builder=resolve_builder(settings.student),
+            arguments=dict(settings.student_arguments),
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
         )
         return build_model(spec, pretrained_backbone=settings.pretrained_backbone)
     student = load_model(settings.student)

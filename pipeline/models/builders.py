@@ -7,8 +7,9 @@ own is only called if the environment variable ``DFSS_TRUSTED_BUILDERS`` names i
 import copy
 import importlib
 import os
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, get_args, get_type_hints
 from urllib.error import URLError
 
 import torch
@@ -42,10 +43,17 @@ def build_network(
         )
     if family not in FAMILIES and pretrained_backbone:
         raise ModelError(f"{builder} has no known pretrained backbone; leave out --pretrained-backbone")
-    try:
+    with _refusals(builder):
         if family in FAMILIES:
             return FAMILIES[family](name, num_classes, arguments, pretrained_backbone)
         return _from_factory(family, name, num_classes, arguments)
+
+
+@contextmanager
+def _refusals(builder: str) -> Iterator[None]:
+    """Turn what a library raises inside the block into a ModelError."""
+    try:
+        yield
     except URLError as error:
         raise ModelError(f"{builder}: its pretrained backbone cannot be fetched ({error.reason})") from error
     except (TypeError, ValueError, KeyError, ImportError, AttributeError) as error:
@@ -129,6 +137,52 @@ def _from_factory(module: str, factory: str, num_classes: int, arguments: Mappin
     if not isinstance(network, nn.Module):
         raise ModelError(f"{module}:{factory} returned {type(network).__name__}, not a torch module")
     return network
+
+
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation per RGB channel, for values in [0, 1]."""
+
+
+def backbone_normalisation(builder: str) -> Normalisation:
+    """The normalisation that the pretrained backbone of a builder was trained with.
+
+    Raises:
+        ModelError: the builder has no pretrained backbone, or one that does not read RGB.
+    """
+    family, _, name = builder.partition(":")
+    if family not in NORMALISATIONS:
+        raise ModelError(f"{builder} has no known pretrained backbone; leave out --pretrained-backbone")
+    with _refusals(builder):
+        return NORMALISATIONS[family](name)
+
+
+def _torchvision_normalisation(name: str) -> Normalisation:
+    from torchvision.models import WeightsEnum, get_model_builder
+
+    # The annotation of the builder's argument names the weights that "DEFAULT" stands for.
+    wanted = get_args(get_type_hints(get_model_builder(name))["weights_backbone"])
+    weights: Any = next(kind for kind in wanted if isinstance(kind, type) and issubclass(kind, WeightsEnum))
+    transforms = weights["DEFAULT"].transforms()
+    return tuple(transforms.mean), tuple(transforms.std)
+
+
+def _smp_normalisation(name: str) -> Normalisation:
+    from segmentation_models_pytorch.encoders import encoders, get_preprocessing_params
+
+    encoder = name.partition("/")[2]
+    if encoder not in encoders:  # an old name of one of timm's, which smp translates too
+        encoder = encoder.replace("timm-mobilenetv3", "tu-tf_mobilenetv3").replace("timm-", "tu-")
+    told = get_preprocessing_params(encoder, "imagenet")
+    if told["input_space"] != "RGB":
+        raise ModelError(f"smp:{name}: its pretrained backbone reads {told['input_space']}; choose one that reads RGB")
+    largest = float(told["input_range"][1])
+    return tuple(value / largest for value in told["mean"]), tuple(value / largest for value in told["std"])
+
+
+NORMALISATIONS: Mapping[str, Callable[[str], Normalisation]] = {
+    "torchvision": _torchvision_normalisation,
+    "smp": _smp_normalisation,
+}
 
 
 def segmentation_names() -> list[str]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.models.builders import build_network
+from pipeline.models.builders import backbone_normalisation, build_network
 from storage.errors import ModelError
 
 METADATA_KEY = "dfss"
@@ -101,6 +101,16 @@ class Segmenter(nn.Module):
         """The device of the weights."""
         return self.mean_3HW.device
 
+    def set_normalisation(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        """Expect another input: ``mean`` and ``std`` per RGB channel, for values in [0, 1].
+
+        Raises:
+            ModelError: they are not three numbers each, or a std is not above 0.
+        """
+        self.spec = dataclasses.replace(self.spec, mean=mean, std=std)
+        self.mean_3HW = self.mean_3HW.new_tensor(mean).view(3, 1, 1)
+        self.std_3HW = self.std_3HW.new_tensor(std).view(3, 1, 1)
+
     def normalise(self, images_N3HW: Tensor) -> Tensor:
         """Normalise images, uint8 or float in [0, 1], to the network's input, float [N, 3, H, W] in channels_last."""
         if images_N3HW.dtype == torch.uint8:
@@ -139,10 +149,15 @@ def as_logits(output: Any) -> Tensor:
 def build_model(spec: ModelSpec, *, pretrained_backbone: bool = False) -> Segmenter:
     """Build a network with random weights, or with a pretrained backbone if the builder has one.
 
+    A pretrained backbone comes with its own normalisation, which replaces that of ``spec``.
+
     Raises:
         ModelError: the builder is unknown, untrusted, or refuses its arguments.
     """
     network = build_network(spec.builder, spec.num_classes, spec.arguments, pretrained_backbone=pretrained_backbone)
+    if pretrained_backbone:
+        mean, std = backbone_normalisation(spec.builder)
+        spec = dataclasses.replace(spec, mean=mean, std=std)
     return Segmenter(network, spec).to(memory_format=torch.channels_last)
 
 

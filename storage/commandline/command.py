@@ -50,7 +50,7 @@ class Command(Generic[SettingsT]):
         Raises:
             SystemExit: always, with the exit code.
         """
-        logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+        show_logs()
         with OneLine(name or self.name):
             values = self._params()
             fields = {field.name: field for field in fields_of(self.settings)}
@@ -159,6 +159,26 @@ class Grouped(TyperCommand):
             if records:
                 with formatter.section(title):
                     formatter.write_dl(records)
+
+
+ROOMS = ("storage", "pipeline", "distill")
+
+
+class ErrorLines(logging.Handler):
+    """Writes records as lines to what is stderr at that moment, so that a progress bar stays below them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line. A warning begins with its level, a piece of information does not."""
+        level = "" if record.levelno <= logging.INFO else f"{record.levelname}: "
+        sys.stderr.write(f"{level}{self.format(record)}\n")
+        sys.stderr.flush()
+
+
+def show_logs() -> None:
+    """Show warnings on stderr, and of our own packages also what is for the user's information."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[ErrorLines()])
+    for room in ROOMS:
+        logging.getLogger(room).setLevel(logging.INFO)
 
 
 def say(text: str) -> None:
