@@ -7,11 +7,14 @@ import dataclasses
 import hashlib
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torch import nn
 
+from distill.adapters import Adapter, make_adapters
 from distill.answers import Guide, KeptAnswers, Question, ask
 from distill.evaluation import Evaluation
 from distill.inheritance import Inheritance, Inherited, inherit
@@ -79,6 +82,9 @@ def distill(settings: DistillSettings, progress: Progress = ignore) -> DistillRe
     else:
         inheritance = Inheritance(counts=Inherited.of(student))
     logger.info("the student %s", inheritance.counts)
+    adapters = make_adapters(student, teacher, settings.adapter_pairs) if settings.adapters else []
+    if adapters:
+        logger.info("adapters: %s", ", ".join(map(str, adapters)))
     folder = RunFolder(Path(settings.out), "student.safetensors")
     held_out = [] if val is not None else hold_out(len(selection))
     height, width = teacher.spec.image_size
@@ -92,11 +98,16 @@ def distill(settings: DistillSettings, progress: Progress = ignore) -> DistillRe
         }
         folder.claim(settings, about)
         write_selection(selection, folder.selection)
-        objective = _objective(settings, teacher, images, selection, held_out, val, inheritance)
+        objective = _objective(settings, teacher, images, selection, held_out, val, inheritance, adapters)
         if settings.views and folder.finished() is None:
             objective = dataclasses.replace(objective, answers=_answers(settings, objective, selection, progress))
         training = Training(
-            model=student, objective=objective, settings=settings, folder=folder, frozen=inheritance.frozen
+            model=student,
+            objective=objective,
+            settings=settings,
+            folder=folder,
+            frozen=inheritance.frozen,
+            companions=nn.ModuleList(adapter.convolution for adapter in adapters),
         )
         evaluation = training.run(progress)
     return DistillResult(path=folder.model, evaluation=evaluation, selection=selection, inherited=inheritance.counts)
@@ -110,11 +121,13 @@ def _objective(
     held_out: list[int],
     val: LabelledFolder | None,
     inheritance: Inheritance,
+    adapters: Sequence[Adapter],
 ) -> Distillation:
     training_places = sorted(set(range(len(selection))) - set(held_out))
     distance = selection.table["distance"].to_numpy(dtype=np.float32)[training_places]
     height, width = teacher.spec.image_size
     compared = [theirs for _, theirs in inheritance.compared] if settings.features else []
+    compared += [adapter.theirs.layer for adapter in adapters]
     return Distillation(
         guide=Guide.of(teacher, compared, settings.precision),
         pictures=Pictures(
@@ -133,6 +146,7 @@ def _objective(
         ),
         val=val,
         inheritance=inheritance,
+        adapters=adapters,
         settings=settings,
     )
 

@@ -6,12 +6,13 @@ Shapes: N images of a batch, H x W pixels.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from distill.adapters import Adapter
 from distill.answers import LOGITS, Answers, Guide, KeptAnswers, mirrored, to_device
 from distill.evaluation import Evaluation, agreement, evaluate, to_tensor
 from distill.inheritance import Inheritance, feature_distance, recorded, standardised
@@ -51,6 +52,7 @@ class Distillation:
     """The weights of the training images, in their order."""
     val: LabelledFolder | None
     inheritance: Inheritance
+    adapters: Sequence[Adapter] = ()
     settings: DistillSettings
 
     def batch(self, step: int, slots: range) -> DistillBatch:
@@ -83,15 +85,20 @@ class Distillation:
         settings, compared = self.settings, self.inheritance.compared if self.settings.features else ()
         images = light_images(batch.images_N3HW.to(model.device), batch.views)
         answers = self.guide(images) if batch.answers is None else to_device(batch.answers, model.device)
-        with recorded(own for own, _ in compared) as seen:
+        adapted = [adapter.own.layer for adapter in self.adapters]
+        with recorded([*(own for own, _ in compared), *adapted]) as seen:
             logits = model(images)
         target = self.guide.enlargement.enlarge(answers[LOGITS], (logits.shape[-2], logits.shape[-1]))
         losses = distillation_loss(logits, target, settings.loss, settings.temperature)
+        names = {layer: name for name, layer in self.guide.compared.items()}
         if compared:
-            names = {layer: name for name, layer in self.guide.compared.items()}
             own = [standardised(seen[layer], theirs) for layer, theirs in compared]
             wanted = [answers[names[theirs]] for _, theirs in compared]
             losses = losses + settings.features * feature_distance(own, wanted)
+        if self.adapters:
+            own = [adapter.convolution(seen[adapter.own.layer]).float() for adapter in self.adapters]
+            wanted = [answers[names[adapter.theirs.layer]] for adapter in self.adapters]
+            losses = losses + settings.adapters * feature_distance(own, wanted)
         return WeightedSum.of(losses, batch.weights_N.to(model.device))
 
     def evaluate(self, model: Segmenter) -> Evaluation | None:

@@ -17,6 +17,7 @@ from storage.commandline.values import (
     Budget,
     Count,
     NamedFiles,
+    Names,
     Seed,
     Size,
     Whole,
@@ -59,6 +60,7 @@ class OptimisationSettings(Checked):
         "Share of the steps in which the learning rate rises; then it falls to 0 along a cosine",
         OPTIMISATION,
     ] = 0.05
+    clip: Annotated[Amount, "Largest norm of the gradient; 0 for any", OPTIMISATION] = 0.0
     min_scale: Annotated[
         float, above(0), at_most(1), "Smallest side of a random crop, as a share of the largest", OPTIMISATION
     ] = 0.5
@@ -132,6 +134,12 @@ class DistillSettings(OptimisationSettings):
         "Weight of the feature loss at the inputs of inherited BatchNorm layers; 0 means no such loss",
         METHOD,
     ] = 1.0
+    adapters: Annotated[
+        Amount, "Weight of the feature loss through 1x1 convolutions, for a student of another architecture", METHOD
+    ] = 0.0
+    adapter_pairs: Annotated[
+        Names, "BatchNorm layers that adapters compare: auto, or STUDENT.LAYER=TEACHER.LAYER", METHOD
+    ] = ("auto",)
     weighting: Annotated[
         Weighting, "Weights of the images: by WDPD, by distance throughout (static), equal, or WDPD reversed", METHOD
     ] = "wdpd"

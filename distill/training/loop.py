@@ -55,6 +55,8 @@ class Training(Generic[BatchT]):
     folder: RunFolder
     frozen: Sequence[nn.Module] = ()
     """Modules that stay in eval mode during training."""
+    companions: nn.Module = dataclasses.field(default_factory=nn.Module)
+    """What is trained beside the model and dropped at the end."""
     processes: Processes = dataclasses.field(default_factory=here)
 
     def run(self, progress: Progress) -> Evaluation | None:
@@ -75,14 +77,20 @@ class Training(Generic[BatchT]):
                     f"{self.folder.metrics} is not what a run writes; --overwrite starts afresh"
                 ) from error
         raise_momentum(self.model)
-        learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        both = (*self.model.parameters(), *self.companions.parameters())
+        learning = [parameter for parameter in both if parameter.requires_grad]
         optimizer = torch.optim.AdamW(learning, lr=settings.lr, weight_decay=settings.weight_decay)
-        start = self.folder.load_checkpoint(self.model, optimizer)
+        start = self.folder.load_checkpoint(self._trained, optimizer)
         progress(Step(done=start, total=settings.steps))
         evaluation = self._train(optimizer, start, progress)
         metrics = {"steps": settings.steps, "seed": settings.seed} | (evaluation.to_json() if evaluation else {})
         self.folder.finish(self.model, metrics, keep_checkpoint=settings.keep_checkpoint)
         return evaluation
+
+    @property
+    def _trained(self) -> dict[str, nn.Module]:
+        """Everything with weights that a checkpoint keeps, by name."""
+        return {"model": self.model.network, "companions": self.companions}
 
     def _train(self, optimizer: torch.optim.Optimizer, start: int, progress: Progress) -> Evaluation | None:
         """Take the steps from ``start`` on; return the figures of the last step."""
@@ -98,7 +106,7 @@ class Training(Generic[BatchT]):
                     log(done, {"loss": float(loss_tensor), "lr": optimizer.param_groups[0]["lr"]})
                     loss = f"loss {float(loss_tensor):.3f}"
                 if done % settings.checkpoint_every == 0 or last:
-                    self.folder.save_checkpoint(done, self.model, optimizer)
+                    self.folder.save_checkpoint(done, self._trained, optimizer)
                 if done % settings.validate_every == 0 or last:
                     evaluation = self.objective.evaluate(self.model)
                     if evaluation is not None:
@@ -128,6 +136,8 @@ class Training(Generic[BatchT]):
         loss = self.processes.joined(summed).mean()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        if settings.clip:
+            nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], settings.clip)
         optimizer.step()
         return loss.detach()
 

@@ -11,6 +11,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 
 from distill.settings import OptimisationSettings
@@ -116,13 +117,14 @@ class RunFolder:
     def _names(self) -> tuple[str, ...]:
         return (self.model_name, *MADE_BY_A_RUN)
 
-    def save_checkpoint(self, step: int, model: Segmenter, optimizer: Optimizer) -> None:
+    def save_checkpoint(self, step: int, trained: Mapping[str, nn.Module], optimizer: Optimizer) -> None:
         """Publish the state after ``step`` steps."""
-        state = {"step": step, "model": model.network.state_dict(), "optimizer": optimizer.state_dict()}
+        weights = {name: module.state_dict() for name, module in trained.items()}
+        state = {"step": step, "optimizer": optimizer.state_dict(), **weights}
         with publish(self.checkpoint) as partial:
             torch.save(state, partial)
 
-    def load_checkpoint(self, model: Segmenter, optimizer: Optimizer) -> int:
+    def load_checkpoint(self, trained: Mapping[str, nn.Module], optimizer: Optimizer) -> int:
         """Restore the checkpoint; return its number of steps, or 0 if there is no checkpoint.
 
         Raises:
@@ -131,8 +133,9 @@ class RunFolder:
         if not self.checkpoint.exists():
             return 0
         try:
-            state = torch.load(self.checkpoint, map_location=model.device, weights_only=True)
-            model.network.load_state_dict(state["model"])
+            state = torch.load(self.checkpoint, map_location=_device(optimizer), weights_only=True)
+            for name, module in trained.items():
+                module.load_state_dict(state[name])
             optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError, KeyError, TypeError, EOFError, OSError, UnpicklingError) as error:
             raise SettingsError(
@@ -146,6 +149,11 @@ class RunFolder:
         write_json(self.metrics, metrics)
         if not keep_checkpoint:
             remove(self.checkpoint)
+
+
+def _device(optimizer: Optimizer) -> torch.device:
+    device: torch.device = optimizer.param_groups[0]["params"][0].device
+    return device
 
 
 def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
