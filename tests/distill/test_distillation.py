@@ -229,7 +229,7 @@ def test_a_run_of_another_version_of_the_program_is_not_continued(store: ScoreSt
     held = json.loads(path.read_text())
     del held["run_version"]
     path.write_text(json.dumps(held))
-    with pytest.raises(SettingsError, match="run_version is 0 there and 1 now; replace it with --overwrite"):
+    with pytest.raises(SettingsError, match="run_version is 0 there and 2 now; replace it with --overwrite"):
         distill(settings(steps=3, resume=True))
     distill(settings(steps=3, resume=True, overwrite=True))
 
