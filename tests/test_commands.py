@@ -86,6 +86,8 @@ def test_the_whole_chain_runs_on_defaults(
         result = run_command(command, *arguments)
         assert result.returncode == 0, result.stderr
         printed[command] = result.stdout
+        told = [line for line in result.stderr.splitlines() if line.startswith("the student inherits")]
+        assert told == (["the student inherits nothing from the teacher"] if command == "dfss-distill" else [])
     assert "synthetic: 12 images" in printed["dfss-synthesize"]
     assert len(pd.read_parquet("selection.parquet")) == 12
     assert json.loads(Path("e.json").read_text())["images"] == 6
