@@ -33,7 +33,7 @@ def test_the_last_maps_of_each_grid_are_paired_on_the_way_down_and_up() -> None:
     found = [(str(adapter), adapter.own.phase) for adapter in make_adapters(student, teacher, ["auto"])]
     assert found == [
         ("encoder.features.2.conv.0.1=encoder.bn1 (32x32)", "encoder"),
-        ("encoder.features.3.conv.3=encoder.layer1.1.bn2 (16x16)", "encoder"),
+        ("encoder.features.4.conv.0.1=encoder.layer1.1.bn2 (16x16)", "encoder"),
         ("encoder.features.6.conv.3=encoder.layer2.1.bn2 (8x8)", "encoder"),
         ("decoder.blocks.0.conv2.1=decoder.blocks.1.conv2.1 (16x16)", "decoder"),
         ("decoder.blocks.1.conv2.1=decoder.blocks.2.conv2.1 (32x32)", "decoder"),
