@@ -82,7 +82,8 @@ def _moments_by_image(input_NCHW: Tensor) -> tuple[Tensor, Tensor]:
     At any size, the error of a variance is below 1e-6 of it, and that of a mean below 1e-6 of the root mean square.
     The two passes consist of elementwise operations and of pooling, in which one thread makes each output in a fixed
     order. So the bits depend neither on the number of threads, nor on the batch, nor on the memory layout. BatchNorm's
-    own training reduction is twice as fast, but in channels_last it adds up a thread's whole share in float32.
+    own training reduction is two to three times as fast, but in channels_last it adds up a thread's whole share in
+    float32.
     """
     images = max(1, PIECE // input_NCHW[0].numel())
     parts = [_two_pass(part_NCHW) for part_NCHW in torch.split(input_NCHW, images)]

@@ -193,6 +193,7 @@ def test_statistics_have_the_same_bits_for_any_number_of_threads(shape: tuple[in
 def test_the_squared_deviations_that_are_held_at_a_time_fill_a_piece_and_no_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    assert moments.PIECE * torch.float32.itemsize == 2 * 2**20  # 2 MiB, whatever the size of the images
     held: list[tuple[int, ...]] = []
     loss = nn.functional.mse_loss
 
