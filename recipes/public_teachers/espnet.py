@@ -128,5 +128,11 @@ def build(num_classes: int, p: int = 2, q: int = 8, outputs: int | None = None, 
 
     Published weights may have more logits (``outputs``) than ``num_classes``, such as one for void. Those beyond
     ``num_classes`` are cut off. With ``bgr`` the first layer sees blue, green, red, as the published weights do.
+
+    Raises:
+        ValueError: there are fewer logits than an ESP block has branches.
     """
-    return ESPNet(num_classes, outputs or num_classes, p, q, bgr)
+    outputs = outputs or num_classes
+    if outputs < len(DILATIONS):
+        raise ValueError(f"{outputs} logits; an ESP block of the decoder needs at least {len(DILATIONS)}, see outputs")
+    return ESPNet(num_classes, outputs, p, q, bgr)

@@ -255,8 +255,8 @@ def _add(fine_NCHW: Tensor, coarse_NCHW: Tensor) -> Tensor:
 
 def widths_at(scale: float) -> tuple[int, int, int, int]:
     """The encoder's channels at the four scales: 32, then 64, 128 and 256 times ``scale``, in multiples of 32."""
-    first, *others = (math.ceil(32 * 2**level * (scale if level else 1) / 32) * 32 for level in range(4))
-    return first, *others  # type: ignore[return-value]
+    second, third, fourth = (32 * math.ceil(2**level * scale) for level in (1, 2, 3))
+    return 32, second, third, fourth
 
 
 def build(

@@ -84,7 +84,9 @@ def halve(features_NCHW: Tensor) -> Tensor:
 
 def shuffle(features_NCHW: Tensor, groups: int) -> Tensor:
     """Interleave groups of channels: the first of each, then the second of each, ... (arXiv 1707.01083)."""
-    return features_NCHW.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+    images, channels, height, width = features_NCHW.shape
+    split = features_NCHW.reshape(images, groups, channels // groups, height, width)
+    return split.transpose(1, 2).reshape(images, channels, height, width)
 
 
 def swap_red_and_blue(images_N3HW: Tensor) -> Tensor:
