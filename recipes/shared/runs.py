@@ -15,8 +15,10 @@ from storage.selection import read_selection
 def cost_of(settings: dict[str, Any], synthesized: Path) -> dict[str, Any]:
     """The cost of a run's images: making those that were made, and scoring the images that they were chosen from."""
     made = synthesized / Path(settings["shards"]).stem / "cost.json"
-    cost = json.loads(made.read_text()) if made.exists() else {"teacher_forwards": 0, "teacher_backwards": 0}
-    pile: str | None = cost.get("begun_from") if made.exists() else settings["shards"]
+    cost: dict[str, Any] = {"teacher_forwards": 0, "teacher_backwards": 0}
+    if made.exists():
+        cost = json.loads(made.read_text())
+    pile = cost.get("begun_from") if made.exists() else settings["shards"]
     if pile:
         cost["teacher_forwards"] += int((open_complete(Path(pile)).status() == SCORED).sum())
     return cost

@@ -174,8 +174,12 @@ def test_an_image_where_the_coarse_prediction_is_certain_is_decided_by_it_alone(
         assert not torch.allclose(network(noise(32, 32)), undecided)
 
 
-@pytest.mark.parametrize(("scale", "widths"), [(1.0, (32, 64, 128, 256)), (2.0, (32, 128, 256, 512))])
-def test_a_wider_network_has_more_channels_after_the_first_layer(scale: float, widths: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("scale", "widths"), [(0.5, (16, 32, 64, 128)), (1.0, (32, 64, 128, 256)), (2.0, (32, 128, 256, 512))]
+)
+def test_a_wider_network_has_more_channels_but_in_the_first_layer_at_most_32(
+    scale: float, widths: tuple[int, ...]
+) -> None:
     assert espnetv2.widths_at(scale) == widths
 
 
