@@ -254,7 +254,7 @@ def _add(fine_NCHW: Tensor, coarse_NCHW: Tensor) -> Tensor:
 
 
 def widths_at(scale: float) -> tuple[int, int, int, int]:
-    """The encoder's channels at the four scales: 32 times ``scale``, but at most 32, then twice, 4 and 8 times as many."""
+    """The encoder's channels at the four scales: 32, 64, 128 and 256 times ``scale``, the first at most 32."""
     base = BRANCHES * math.ceil(32 * scale / BRANCHES)
     return min(32, base), 2 * base, 4 * base, 8 * base
 
