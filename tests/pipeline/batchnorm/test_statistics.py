@@ -12,9 +12,16 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pipeline.batchnorm import moments
-from pipeline.batchnorm.distances import distance, layer_distances
+from pipeline.batchnorm.distances import dead_channels, distance, layer_distances
 from pipeline.batchnorm.layers import BatchNormLayer, choose_layers, default_layers, find_layers
-from pipeline.batchnorm.moments import FusedMoments, measure, record_bn_statistics, shifted_moments, statistics_of
+from pipeline.batchnorm.moments import (
+    FusedMoments,
+    LayerStatistics,
+    measure,
+    record_bn_statistics,
+    shifted_moments,
+    statistics_of,
+)
 from pipeline.models.segmenter import ModelSpec, Segmenter, build_model
 from storage.errors import ModelError
 
@@ -474,3 +481,23 @@ def test_a_gpu_measures_what_the_cpu_does(kind: str) -> None:
     images = torch.rand(5, 3, 24, 32)
     on_gpu = measured(tiny_model().cuda(), images.cuda(), kind, 5)
     torch.testing.assert_close(on_gpu.cpu(), measured(tiny_model(), images, kind, 5), rtol=2e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("median", "eps", "limit"), [(2.0, 1e-3, 2e-3), (0.5, 1.5, 1.5e-3), (0.0, 1e-3, 1e-6)])
+def test_a_channel_is_dead_below_a_thousandth_of_its_layers_median_variance_or_eps(
+    median: float, eps: float, limit: float
+) -> None:
+    module = nn.BatchNorm2d(5, eps=eps)
+    module.running_var = torch.tensor([0.0, limit * 0.99, max(median, limit * 1.01), 9.0, 9.0])
+    assert dead_channels(BatchNormLayer("layer", module, 4)).tolist() == [True, True, False, False, False]
+
+
+@pytest.mark.parametrize("kind", ["standardized", "paper"])
+def test_the_gradient_of_a_distance_of_0_is_0(kind: Any) -> None:
+    layer = BatchNormLayer("layer", nn.BatchNorm2d(3), 4)
+    mean, var = torch.zeros(2, 3, requires_grad=True), torch.ones(2, 3, requires_grad=True)
+    found = distance(layer_distances({"layer": LayerStatistics(mean, var)}, [layer], kind))
+    found.sum().backward()  # type: ignore[no-untyped-call]
+    np.testing.assert_allclose(found.detach().numpy(), [0, 0], atol=1e-12)
+    for statistics in (mean, var):
+        np.testing.assert_array_equal(statistics.grad, np.zeros((2, 3)))
