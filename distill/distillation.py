@@ -107,6 +107,7 @@ def distill(settings: DistillSettings, progress: Progress = ignore) -> DistillRe
             settings=settings,
             folder=folder,
             frozen=inheritance.frozen,
+            figures={"teacher_forwards": objective.teacher_forwards},
             companions=nn.ModuleList(adapter.convolution for adapter in adapters),
         )
         evaluation = training.run(progress)

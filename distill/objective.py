@@ -55,6 +55,12 @@ class Distillation:
     adapters: Sequence[Adapter] = ()
     settings: DistillSettings
 
+    @property
+    def teacher_forwards(self) -> int:
+        """The number of pictures that the teacher answers to for this run, though another run may have asked."""
+        pictures, settings = self.pictures, self.settings
+        return len(pictures.training_places) * pictures.fixed or settings.steps * settings.batch_size
+
     def batch(self, step: int, slots: range) -> DistillBatch:
         """Pictures for some slots of a step's batch. It is a pure function of seed, step and slot."""
         settings = self.settings

@@ -5,8 +5,9 @@ weights as an uninterrupted one.
 """
 
 import dataclasses
+import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
@@ -57,6 +58,8 @@ class Training(Generic[BatchT]):
     """Modules that stay in eval mode during training."""
     companions: nn.Module = dataclasses.field(default_factory=nn.Module)
     """What is trained beside the model and dropped at the end."""
+    figures: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Figures of the run that are known before it begins; its metrics.json holds them too."""
     processes: Processes = dataclasses.field(default_factory=here)
 
     def run(self, progress: Progress) -> Evaluation | None:
@@ -80,10 +83,17 @@ class Training(Generic[BatchT]):
         both = (*self.model.parameters(), *self.companions.parameters())
         learning = [parameter for parameter in both if parameter.requires_grad]
         optimizer = torch.optim.AdamW(learning, lr=settings.lr, weight_decay=settings.weight_decay)
-        start = self.folder.load_checkpoint(self._trained, optimizer)
+        start, spent = self.folder.load_checkpoint(self._trained, optimizer)
+        clock = Clock(spent)
         progress(Step(done=start, total=settings.steps))
-        evaluation = self._train(optimizer, start, progress)
-        metrics = {"steps": settings.steps, "seed": settings.seed} | (evaluation.to_json() if evaluation else {})
+        evaluation = self._train(optimizer, start, clock, progress)
+        metrics = {
+            "steps": settings.steps,
+            "seed": settings.seed,
+            "seconds": round(clock.seconds, 1),
+            **self.figures,
+            **(evaluation.to_json() if evaluation else {}),
+        }
         self.folder.finish(self.model, metrics, keep_checkpoint=settings.keep_checkpoint)
         return evaluation
 
@@ -92,7 +102,9 @@ class Training(Generic[BatchT]):
         """Everything with weights that a checkpoint keeps, by name."""
         return {"model": self.model.network, "companions": self.companions}
 
-    def _train(self, optimizer: torch.optim.Optimizer, start: int, progress: Progress) -> Evaluation | None:
+    def _train(
+        self, optimizer: torch.optim.Optimizer, start: int, clock: "Clock", progress: Progress
+    ) -> Evaluation | None:
         """Take the steps from ``start`` on; return the figures of the last step."""
         settings = self.settings
         make = partial(self.objective.batch, slots=self.processes.slots(settings.batch_size))
@@ -106,7 +118,7 @@ class Training(Generic[BatchT]):
                     log(done, {"loss": float(loss_tensor), "lr": optimizer.param_groups[0]["lr"]})
                     loss = f"loss {float(loss_tensor):.3f}"
                 if done % settings.checkpoint_every == 0 or last:
-                    self.folder.save_checkpoint(done, self._trained, optimizer)
+                    self.folder.save_checkpoint(done, self._trained, optimizer, seconds=clock.seconds)
                 if done % settings.validate_every == 0 or last:
                     evaluation = self.objective.evaluate(self.model)
                     if evaluation is not None:
@@ -140,6 +152,18 @@ class Training(Generic[BatchT]):
             nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], settings.clip)
         optimizer.step()
         return loss.detach()
+
+
+class Clock:
+    """The seconds of a run, with those before it was interrupted."""
+
+    def __init__(self, spent: float) -> None:
+        self._start = time.monotonic() - spent
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start, without the interruptions."""
+        return time.monotonic() - self._start
 
 
 def ahead(

@@ -117,21 +117,23 @@ class RunFolder:
     def _names(self) -> tuple[str, ...]:
         return (self.model_name, *MADE_BY_A_RUN)
 
-    def save_checkpoint(self, step: int, trained: Mapping[str, nn.Module], optimizer: Optimizer) -> None:
-        """Publish the state after ``step`` steps."""
+    def save_checkpoint(
+        self, step: int, trained: Mapping[str, nn.Module], optimizer: Optimizer, *, seconds: float = 0.0
+    ) -> None:
+        """Publish the state after ``step`` steps that took so many seconds."""
         weights = {name: module.state_dict() for name, module in trained.items()}
-        state = {"step": step, "optimizer": optimizer.state_dict(), **weights}
+        state = {"step": step, "seconds": seconds, "optimizer": optimizer.state_dict(), **weights}
         with publish(self.checkpoint) as partial:
             torch.save(state, partial)
 
-    def load_checkpoint(self, trained: Mapping[str, nn.Module], optimizer: Optimizer) -> int:
-        """Restore the checkpoint; return its number of steps, or 0 if there is no checkpoint.
+    def load_checkpoint(self, trained: Mapping[str, nn.Module], optimizer: Optimizer) -> tuple[int, float]:
+        """Restore the checkpoint; return its number of steps and of seconds, or zeros if there is no checkpoint.
 
         Raises:
             SettingsError: it is damaged, or fits only a network of an earlier version of DFSS.
         """
         if not self.checkpoint.exists():
-            return 0
+            return 0, 0.0
         try:
             state = torch.load(self.checkpoint, map_location=_device(optimizer), weights_only=True)
             for name, module in trained.items():
@@ -141,7 +143,7 @@ class RunFolder:
             raise SettingsError(
                 f"{self.checkpoint} is damaged or does not fit the network; replace the run with --overwrite"
             ) from error
-        return int(state["step"])
+        return int(state["step"]), float(state["seconds"])
 
     def finish(self, model: Segmenter, metrics: Mapping[str, Any], *, keep_checkpoint: bool) -> None:
         """Publish the model and its figures. Remove the checkpoint, several times their size, unless it is kept."""

@@ -26,6 +26,7 @@ from stages import (
     run_distill,
     run_training,
     score_folder,
+    stop_at,
 )
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -33,6 +34,7 @@ from torch.nn import functional as F
 from distill.evaluation import Evaluation
 from distill.objective import Distillation
 from distill.settings import OptimisationSettings
+from distill.training import loop
 from distill.training.loop import ahead
 from distill.training.processes import WeightedSum
 from distill.training.run_folder import RunFolder
@@ -233,14 +235,16 @@ def test_a_run_reports_every_step_with_its_latest_loss_and_figures() -> None:
     ]
     assert reports == [Step(done=done, total=21, note=note) for done, note in enumerate(notes)]
     assert found == Evaluation(miou=0.3, pixel_accuracy=0.35, iou={"sky": 0.3}, images=3)
-    assert json.loads(Path("trained/metrics.json").read_text()) == {"steps": 21, "seed": 0, **found.to_json()}
+    metrics = json.loads(Path("trained/metrics.json").read_text())
+    assert metrics.pop("seconds") >= 0
+    assert metrics == {"steps": 21, "seed": 0, **found.to_json()}
 
 
 def test_without_figures_a_run_reports_its_loss_alone() -> None:
     reports: list[Step] = []
     assert run_training(network(), Regression(), settings(steps=2), progress=reports.append) is None
     assert [report.note for report in reports] == ["", "", f"loss {curve('loss')[2]:.3f}"]
-    assert json.loads(Path("trained/metrics.json").read_text()) == {"steps": 2, "seed": 0}
+    assert set(json.loads(Path("trained/metrics.json").read_text())) == {"steps", "seed", "seconds"}
     assert not Path("trained/curves/plots/metrics/miou.tsv").exists()
 
 
@@ -271,9 +275,26 @@ def test_a_run_that_was_stopped_before_its_last_evaluation_only_evaluates() -> N
     assert (objective.progress, objective.judged) == ([], [0])
 
 
+def test_the_seconds_of_a_run_are_those_of_all_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+
+    class Slow(Regression):
+        def loss(self, model: Any, batch: Any, progress: float) -> Any:
+            now[0] += 2
+            return super().loss(model, batch, progress)
+
+    told = settings(steps=10, checkpoint_every=4)
+    with pytest.raises(Stopped):
+        run_training(network(), Slow(), told, progress=stop_at(6))
+    now[0] += 500
+    run_training(network(), Slow(), dataclasses.replace(told, resume=True))
+    assert json.loads(Path("trained/metrics.json").read_text())["seconds"] == 20  # two steps were taken again
+
+
 def test_checkpoints_are_kept_at_their_interval_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[int] = []
-    monkeypatch.setattr(RunFolder, "save_checkpoint", lambda self, step, model, optimizer: kept.append(step))
+    monkeypatch.setattr(RunFolder, "save_checkpoint", lambda self, step, *_, seconds: kept.append(step))
     run_training(network(), Regression(), settings(checkpoint_every=4))
     assert kept == [4, 8, STEPS]
 
