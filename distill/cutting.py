@@ -36,6 +36,10 @@ CLOSE = 1e-3
 """Largest difference of two computations of the same logits, as a share of the largest logit."""
 
 
+ATTENTION = ("Bmm", "ScaledDot")
+"""Operations between maps of features, as autograd names them."""
+
+
 class Member(NamedTuple):
     """A side of a module that has channels of a set."""
 
@@ -131,19 +135,34 @@ def channel_sets(teacher: Segmenter) -> Iterator[list[Member]]:
 
 
 def _traced(teacher: Segmenter, network: nn.Module) -> Any:
-    """The dependency graph of torch-pruning."""
+    """The dependency graph of torch-pruning, which does not end for some networks with attention."""
     import torch_pruning
 
     try:
         with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
+            if any(name.startswith(ATTENTION) for name in _operations(as_logits(network(_noise(teacher))))):
+                raise not_understood(teacher)
             return torch_pruning.DependencyGraph().build_dependency(
                 network, _noise(teacher), output_transform=as_logits, verbose=False
             )
+    except ModelError:
+        raise
     except Exception as error:  # the library may raise anything for a network of an unknown kind
         raise ModelError(
             f"{teacher.spec.builder} cannot be cut ({' '.join(str(error).split())[:200]}); give another --student"
         ) from error
+
+
+def _operations(output: Tensor) -> set[str]:
+    """The names of the operations that a tensor was computed by, as autograd knows them."""
+    seen, left = set(), [output.grad_fn]
+    while left:
+        step = left.pop()
+        if step is not None and step not in seen:
+            seen.add(step)
+            left += [before for before, _ in step.next_functions]
+    return {step.name() for step in seen}
 
 
 def importance(members: Sequence[Member]) -> Tensor:
