@@ -80,7 +80,7 @@ def cut_channels(teacher: Segmenter, width: float) -> Kept:
 
     Raises:
         ModelError: the network cannot be traced, its channels depend on each other in a way that is not understood, or
-            no set of channels is large enough to be cut.
+            no set of channels becomes smaller.
     """
     kept: dict[str, dict[Side, Sequence[int]]] = {}
     for members in channel_sets(teacher):
@@ -94,7 +94,8 @@ def cut_channels(teacher: Segmenter, width: float) -> Kept:
                 sides[member.side] = [channel for channel in before if channel not in gone]
     if not kept:
         raise ModelError(
-            f"no part of {teacher.spec.builder} has more than {MULTIPLE} channels to cut; give another --student"
+            f"{teacher.spec.builder} loses no channels at a width of {width:g}, because layers keep multiples of "
+            f"{MULTIPLE}; give a smaller width"
         )
     _check(teacher, kept)
     return kept
@@ -144,7 +145,7 @@ def _traced(teacher: Segmenter, network: nn.Module) -> Any:
             if any(name.startswith(ATTENTION) for name in _operations(as_logits(network(_noise(teacher))))):
                 raise not_understood(teacher)
             return torch_pruning.DependencyGraph().build_dependency(
-                network, _noise(teacher), output_transform=as_logits, verbose=False
+                network, [_noise(teacher)], output_transform=as_logits, verbose=False
             )
     except ModelError:
         raise
