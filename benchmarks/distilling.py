@@ -6,6 +6,10 @@
 weighted loss, optimiser and curves. The bare step has the teacher's forward, the student's forward and backward, and
 the optimiser, always on the same batch. Both are timed in turn in one process, and the figure is the median of the
 rounds' ratios. Lower is better, and 1 is the least.
+
+``ratio_run`` is the same for a step with ``--views``, averaged over a run of RUN_STEPS steps on RUN_IMAGES images: the
+time to ask the teacher once about every view is divided among the steps. Views are asked about, and steps with the
+kept answers are taken, on the benchmark's images, in turn with bare steps.
 """
 
 import argparse
@@ -23,6 +27,7 @@ from machine import machine, median_ratio, side_by_side
 from scoring import photograph, teacher_of, write_tar
 from torch.nn import functional as F
 
+from distill.answers import BATCH
 from distill.distillation import distill
 from distill.settings import DistillSettings
 from pipeline.models.builders import resolve_builder
@@ -34,6 +39,7 @@ from pipeline.settings import ScoreSettings
 from storage.progress import Progress, Step
 
 STEPS = 10  # in a round
+RUN_STEPS, RUN_IMAGES = 2000, 466  # of the run that ratio_run is for
 
 
 def main() -> None:
@@ -45,15 +51,22 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--views", type=int, default=8, help="views that the teacher is asked about once")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as temporary:
         times = measure(Path(temporary), options)
-    settings = {name: vars(options)[name] for name in ("teacher", "student", "size", "batch_size", "rounds", "images")}
+    names = ("teacher", "student", "size", "batch_size", "rounds", "images", "views")
+    settings = {name: vars(options)[name] for name in names} | {"run_steps": RUN_STEPS, "run_images": RUN_IMAGES}
+    batches = RUN_IMAGES * options.views / BATCH  # of the teacher, which one round asks STEPS of
     result: dict[str, Any] = {
         "ratio_step": median_ratio(times["ours"], times["bare"]),
+        "ratio_run": median_ratio(times["kept"], times["bare beside kept"])
+        + median_ratio(times["asked"], times["bare beside asked"]) * batches / RUN_STEPS,
+        "ratio_kept_step": median_ratio(times["kept"], times["bare beside kept"]),
         "steps_per_second": STEPS / float(np.median(times["ours"])),
+        "kept_steps_per_second": STEPS / float(np.median(times["kept"])),
         "settings": settings,
         "machine": machine(),
     }
@@ -63,7 +76,7 @@ def main() -> None:
 
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, list[float]]:
-    """Seconds of STEPS steps, ours and bare, for each round."""
+    """Seconds of STEPS steps for each round: bare, ours, and ours with kept answers; and of asking STEPS times."""
     teacher = teacher_of(options.teacher, options.size, folder)
     write_tar(folder / "images.tar", options.images, photograph)
     scores = folder / "scores.zarr"
@@ -76,10 +89,28 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, list[float]]
         steps=STEPS * (options.rounds + 1) + 1,
         eval_every=10**9,
         checkpoint_every=10**9,
+        views=0,
         out=str(folder / "run"),
     )
+    bare = bare_steps(teacher, options)
     with Paused(lambda progress: distill(settings, progress)) as run:
-        return side_by_side({"bare": bare_steps(teacher, options), "ours": lambda: run.go_on(STEPS)}, options.rounds)
+        times = side_by_side({"bare": bare, "ours": lambda: run.go_on(STEPS)}, options.rounds)
+    # Asking reports each batch of the teacher, so that it can be paused too. It must not end within the rounds.
+    asked = dataclasses.replace(settings, views=-(-BATCH * STEPS * (options.rounds + 2) // (options.images - 8)))
+    asked = dataclasses.replace(asked, out=str(folder / "asked"), answers=str(folder / "asked answers"))
+    with Paused(lambda progress: distill(asked, progress)) as run:
+        times |= in_turn(bare, "asked", run, options.rounds)
+    kept = dataclasses.replace(settings, views=options.views, out=str(folder / "kept"))
+    with Paused(lambda progress: distill(kept, progress)) as run:
+        while run.last.task:  # the teacher is being asked
+            run.go_on(1)
+        return times | in_turn(bare, "kept", run, options.rounds)
+
+
+def in_turn(bare: Callable[[], None], name: str, run: "Paused", rounds: int) -> dict[str, list[float]]:
+    """Seconds of STEPS reports of a run, and of bare steps in turn with them."""
+    times = side_by_side({"bare": bare, name: lambda: run.go_on(STEPS)}, rounds)
+    return {name: times[name], f"bare beside {name}": times["bare"]}
 
 
 class Paused:
@@ -88,6 +119,8 @@ class Paused:
     def __init__(self, stage: Callable[[Progress], object]) -> None:
         self._may_go, self._reported = threading.Semaphore(0), threading.Semaphore(0)
         self._ended = False
+        self.last = Step(done=0, total=0)
+        """The last report."""
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, args=(stage,))
 
@@ -122,6 +155,7 @@ class Paused:
             self._reported.release()
 
     def _report(self, step: Step) -> None:
+        self.last = step
         self._reported.release()
         self._may_go.acquire()
         if self._ended:

@@ -72,6 +72,10 @@ def _synthesize(settings: SynthesisSettings) -> None:
     with shown("synthesizing", "steps") as progress:
         result = synthesize(settings, progress)
     say(f"{result.path}: {result.images} images; {result.path}/{COST_FILE} gives their cost")
+    say(
+        f"median distance by all layers: {result.distance_before:.3f} before, {result.distance_after:.3f} after; "
+        f"{result.unchanged} images came no nearer and are as they were"
+    )
 
 
 score = Command(

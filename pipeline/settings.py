@@ -117,9 +117,13 @@ class SynthesisSettings(Checked):
     count: Annotated[Count | None, "Number of images [default: all of --selection; 256 from noise]", METHOD] = None
     steps: Annotated[Count, "Optimiser steps on each batch", OPTIMISATION] = 100
     batch_size: Annotated[Count, "Number of images whose statistics are matched together", OPTIMISATION] = 32
-    lr: Annotated[Amount, "Learning rate of Adam, in standard deviations of a pixel", OPTIMISATION] = 0.05
-    tv: Annotated[Amount, "Weight of the total variation", OPTIMISATION] = 1.0
-    l2: Annotated[Amount, "Weight of the mean square of the normalised pixels", OPTIMISATION] = 0.01
+    distance: Annotated[DistanceKind, "Distance: free of channel scale (ours), or the paper's", METHOD] = "standardized"
+    per_image: Annotated[
+        Amount, at_most(1), "Weight of each image's own distance; that of the whole batch has the rest", OPTIMISATION
+    ] = 0.5
+    lr: Annotated[Amount, "Learning rate of Adam, for pixels in [0, 1]", OPTIMISATION] = 0.01
+    tv: Annotated[Amount, "Weight of the total variation of pixels in [0, 1]", OPTIMISATION] = 1.0
+    l2: Annotated[Amount, "Weight of the mean square difference from grey, for pixels in [0, 1]", OPTIMISATION] = 0.01
     selection: Annotated[str | None, "Begin with the photographs of this selection [default: with noise]", DATA] = None
     shards: Annotated[str, "Score store of the selection", DATA] = "scores.zarr"
     root: Annotated[str | None, "Where the corpus lies now, if it has moved since it was scored", DATA] = None

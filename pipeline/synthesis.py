@@ -1,15 +1,21 @@
 """Images made by optimisation to the teacher's BatchNorm statistics: a baseline for the choice of real ones.
 
 This follows DeepInversion (Yin et al., arXiv 1912.08795) without its classification term, which has no counterpart
-here. Adam changes the pixels of a batch to minimise
+here, and with our distance. Adam changes the pixels x of a batch, in [0, 1], to minimise
 
-    sum_l ||mu_l - mu^_l||_2 + ||var_l - var^_l||_2  +  tv * TV(x)  +  l2 * mean(x^2)
+    (1 - v) * d(x)  +  v * mean_n d(x_n)  +  tv * TV(x)  +  l2 * mean((x - 1/2)^2)
 
-where mu_l, var_l are the mean and the biased variance of the layer's input over the whole *batch* and all positions.
-TV is the mean absolute difference of neighbouring pixels, and x are the normalised images. They are shifted by up to
-SHIFT pixels and mirrored at random before each pass. They begin as noise, or as selected photographs.
+d is the distance of :mod:`pipeline.batchnorm.distances` to the running statistics. In d(x) it is that of the whole
+*batch*, as in DeepInversion: of the mean and the biased variance of a layer's input over all images and positions. In
+d(x_n) it is that of image n by itself (ours), with weight v = ``per_image``. A channel that was constant on the
+training images has no term in either (:func:`dead_channels`). TV is the mean absolute difference of neighbouring
+pixels. No term depends on the units in which the teacher takes its pixels.
 
-Shapes: N images of a batch, H x W pixels.
+The images are shifted by up to SHIFT pixels and mirrored at random before each pass. They begin as noise, or as
+selected photographs. At the end each is measured by itself, as dfss-score would with all layers. One that is farther
+from the teacher's statistics than it began is put back.
+
+Shapes: N images of a batch, C channels, H x W pixels.
 """
 
 import dataclasses
@@ -29,7 +35,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from pipeline.batchnorm.distances import dead_channels, distance, layer_distances, running_statistics
 from pipeline.batchnorm.layers import BatchNormLayer, find_layers
+from pipeline.batchnorm.moments import LayerStatistics, measure, record_bn_statistics
 from pipeline.decoding.pillow import Decoder
 from pipeline.devices import pick_device
 from pipeline.models.files import load_model
@@ -46,6 +54,9 @@ from storage.selection import read_selection
 
 SHIFT = 8
 FROM_NOISE = 256
+GREY, NOISE_STD = 0.5, 0.225
+TINY = 1e-12
+"""Adam's epsilon: the gradient of a pixel falls with the number of pixels, and the default would shorten the steps."""
 COST_FILE = "cost.json"
 IMAGE_NAME = re.compile(r"\d{6,}\.png")
 
@@ -56,12 +67,27 @@ class SynthesisResult:
 
     path: Path
     cost: dict[str, Any]
-    """Numbers of images and of teacher forward and backward passes, seconds, and the store of the photographs."""
+    """What ``cost.json`` says: the fields below, and of what, how many passes and how many seconds they were made."""
 
     @property
     def images(self) -> int:
         """The number of images."""
         return int(self.cost["images"])
+
+    @property
+    def distance_before(self) -> float:
+        """The median distance of the images that they began as, by all layers."""
+        return float(self.cost["distance_before"])
+
+    @property
+    def distance_after(self) -> float:
+        """The median distance of the images in the folder, by all layers."""
+        return float(self.cost["distance_after"])
+
+    @property
+    def unchanged(self) -> int:
+        """The number of images that came no nearer and were put back."""
+        return int(self.cost["unchanged"])
 
 
 def synthesize(settings: SynthesisSettings, progress: Progress = ignore) -> SynthesisResult:
@@ -129,39 +155,39 @@ class Synthesis:
         # The batches have equal sizes: a few images cannot match the statistics of a data set.
         batches = np.array_split(np.arange(self.count), math.ceil(self.count / settings.batch_size))
         total = len(batches) * settings.steps
+        measured: list[NDArray[np.float32]] = []
         progress(Step(done=0, total=total))
         with publish(out) as partial_folder:
             partial_folder.mkdir()
             for places in batches:
                 rng = np.random.default_rng([settings.seed, int(places[0])])
-                images = self._begin(places, rng)
-                optimizer = torch.optim.Adam([images], lr=settings.lr)
+                begun = self._begin(places, rng)
+                images = self._optimised(begun)
+                optimizer = torch.optim.Adam([images], lr=settings.lr, eps=TINY)
                 for _ in range(settings.steps):
                     loss = self._step(images, optimizer, rng)
                     done += 1
                     progress(Step(done=done, total=total, note=f"loss {loss:.3f}"))
-                self._write(images.detach(), places, partial_folder)
-            cost = {
-                "begun_from": settings.shards if self.photographs is not None else None,
-                "images": self.count,
-                "teacher_forwards": self.count * settings.steps,
-                "teacher_backwards": self.count * settings.steps,
-                "seconds": round(time.perf_counter() - start, 1),
-            }
+                nearest, distances = self._keep_nearer(begun, _pixels(images.detach()))
+                measured.append(distances)
+                _write(nearest, places, partial_folder)
+            cost = self._cost(np.concatenate(measured), seconds=time.perf_counter() - start)
             (partial_folder / COST_FILE).write_text(json.dumps(cost, indent=2) + "\n")
             check_place(out, overwrite=settings.overwrite)
         return SynthesisResult(path=Path(settings.out), cost=cost)
 
-    def _begin(self, places: NDArray[np.int64], rng: np.random.Generator) -> Tensor:
-        """The normalised images to begin with, [N, 3, H, W]."""
-        height, width = self.teacher.spec.image_size
-        device = self.teacher.device
-        if self.photographs is None:
-            images = torch.from_numpy(rng.standard_normal((len(places), 3, height, width), dtype=np.float32)).to(device)
-        else:
-            pixels = np.stack([self.photographs[int(place)] for place in places])
-            images = self.teacher.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device))
-        return images.contiguous(memory_format=torch.channels_last).requires_grad_()
+    def _begin(self, places: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.uint8]:
+        """The images to begin with, uint8 [N, H, W, 3]."""
+        if self.photographs is not None:
+            return np.stack([self.photographs[int(place)] for place in places])
+        noise_NHW3 = rng.standard_normal((len(places), *self.teacher.spec.image_size, 3), dtype=np.float32)
+        pixels_NHW3: NDArray[np.uint8] = np.rint((GREY + NOISE_STD * noise_NHW3).clip(0, 1) * 255).astype(np.uint8)
+        return pixels_NHW3
+
+    def _optimised(self, pixels_NHW3: NDArray[np.uint8]) -> Tensor:
+        """The tensor that Adam changes: pixels in [0, 1], [N, 3, H, W]."""
+        pixels = torch.from_numpy(pixels_NHW3).permute(0, 3, 1, 2).to(self.teacher.device)
+        return (pixels.float() / 255).contiguous(memory_format=torch.channels_last).requires_grad_()
 
     def _step(self, images: Tensor, optimizer: torch.optim.Optimizer, rng: np.random.Generator) -> float:
         settings = self.settings
@@ -170,24 +196,67 @@ class Synthesis:
         if rng.random() < 0.5:
             view = view.flip(3)
         with batch_statistics(self.layers) as found:
-            self.teacher.network(view)
+            self.teacher.network(self.teacher.normalise(view))
         vertical, horizontal = (images.diff(dim=axis).abs().mean() for axis in (2, 3))
-        loss = torch.stack(list(found.values())).sum()
-        loss = loss + settings.tv * (vertical + horizontal) + settings.l2 * images.square().mean()
+        distances = distance(layer_distances(found, self.layers, settings.distance))
+        loss = (1 - settings.per_image) * distances[0] + settings.per_image * distances[1:].mean()
+        loss = loss + settings.tv * (vertical + horizontal) + settings.l2 * (images - GREY).square().mean()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         with torch.no_grad():  # values that no photograph can have do not help a student
-            low = (0 - self.teacher.mean_3HW) / self.teacher.std_3HW
-            high = (1 - self.teacher.mean_3HW) / self.teacher.std_3HW
-            images.clamp_(low, high)
+            images.clamp_(0, 1)
         return float(loss.detach())
 
-    def _write(self, images: Tensor, places: NDArray[np.int64], folder: Path) -> None:
-        pixels = (images * self.teacher.std_3HW + self.teacher.mean_3HW).mul(255).round()
-        pixels_NHW3 = pixels.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        for index, place in enumerate(places):
-            Image.fromarray(pixels_NHW3[index]).save(folder / f"{place:06}.png")
+    def _keep_nearer(
+        self, begun_NHW3: NDArray[np.uint8], made_NHW3: NDArray[np.uint8]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """The nearer one of each pair of images, and the distances of both, [N, 2]."""
+        distances_N2 = np.stack([self.distances(begun_NHW3), self.distances(made_NHW3)], axis=1)
+        return np.where(_nearer(distances_N2)[:, None, None, None], made_NHW3, begun_NHW3), distances_N2
+
+    @torch.inference_mode()
+    def distances(self, pixels_NHW3: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The distance of each image by itself, [N]: that of dfss-score with the layers of the synthesis."""
+        images = torch.from_numpy(pixels_NHW3).permute(0, 3, 1, 2).to(self.teacher.device)
+        with record_bn_statistics(self.layers, stop_after_last=True) as found:
+            measure(self.teacher, images)
+        distances_N: NDArray[np.float32] = (
+            distance(layer_distances(found, self.layers, self.settings.distance)).cpu().numpy()
+        )
+        return distances_N
+
+    def _cost(self, distances_N2: NDArray[np.float32], *, seconds: float) -> dict[str, Any]:
+        nearer_N = _nearer(distances_N2)
+        before_N, after_N = distances_N2[:, 0], np.where(nearer_N, distances_N2[:, 1], distances_N2[:, 0])
+        return {
+            "begun_from": self.settings.shards if self.photographs is not None else None,
+            "images": self.count,
+            "unchanged": int(np.sum(~nearer_N)),
+            "distance": self.settings.distance,
+            "distance_before": round(float(np.median(before_N)), 4),
+            "distance_after": round(float(np.median(after_N)), 4),
+            "teacher_forwards": self.count * (self.settings.steps + 2),
+            "teacher_backwards": self.count * self.settings.steps,
+            "seconds": round(seconds, 1),
+        }
+
+
+def _nearer(distances_N2: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which images are at most as far as they began, [N], of the distances before and after; NaN is far."""
+    nearer_N: NDArray[np.bool_] = distances_N2[:, 1] <= distances_N2[:, 0]
+    return nearer_N
+
+
+def _pixels(images_N3HW: Tensor) -> NDArray[np.uint8]:
+    """Images in [0, 1], rounded to uint8 [N, H, W, 3]."""
+    pixels_NHW3: NDArray[np.uint8] = images_N3HW.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return pixels_NHW3
+
+
+def _write(pixels_NHW3: NDArray[np.uint8], places: NDArray[np.int64], folder: Path) -> None:
+    for pixels_HW3, place in zip(pixels_NHW3, places, strict=True):
+        Image.fromarray(pixels_HW3).save(folder / f"{place:06}.png")
 
 
 def check_place(folder: Path, *, overwrite: bool) -> None:
@@ -206,18 +275,28 @@ def check_place(folder: Path, *, overwrite: bool) -> None:
 
 
 @contextmanager
-def batch_statistics(layers: list[BatchNormLayer]) -> Iterator[dict[str, Tensor]]:
-    """Collect each layer's ||mu - mu^||_2 + ||var - var^||_2 over the batch, with gradients, during a forward pass."""
-    found: dict[str, Tensor] = {}
+def batch_statistics(layers: list[BatchNormLayer]) -> Iterator[dict[str, LayerStatistics]]:
+    """Collect the statistics of each layer, [1 + N, C] with gradients, during a forward pass.
+
+    The first row is that of the whole batch, the others are those of its images. Dead channels get the running
+    statistics, which have no distance.
+    """
+    found: dict[str, LayerStatistics] = {}
 
     def record(layer: BatchNormLayer, input_NCHW: Tensor) -> None:
-        module = layer.module
-        assert module.running_mean is not None  # find_layers saw to it
-        assert module.running_var is not None
-        mean = input_NCHW.mean(dim=(0, 2, 3))
-        square = (input_NCHW - module.running_mean.view(1, -1, 1, 1)).square().mean(dim=(0, 2, 3))
-        var = square - (mean - module.running_mean).square()
-        found[layer.name] = (mean - module.running_mean).norm() + (var - module.running_var).norm()
+        mean_C, var_C = running_statistics(layer)
+        shifted = input_NCHW.float() - mean_C.view(1, -1, 1, 1)  # no cancellation where the mean is large
+        offset_NC, square_NC = (_batch_first(values.mean(dim=(2, 3))) for values in (shifted, shifted.square()))
+        dead_C = dead_channels(layer)
+        found[layer.name] = LayerStatistics(
+            mean_NC=torch.where(dead_C, mean_C, offset_NC + mean_C),
+            var_NC=torch.where(dead_C, var_C, (square_NC - offset_NC.square()).clamp(min=0)),
+        )
 
     with on_inputs((layer.module, partial(record, layer)) for layer in layers):
         yield found
+
+
+def _batch_first(means_NC: Tensor) -> Tensor:
+    """The mean over the images, and below it the means of the images, [1 + N, C]."""
+    return torch.cat([means_NC.mean(dim=0, keepdim=True), means_NC])

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from storage.errors import StoreError
 from storage.files.publish import publish
-from storage.units import PENDING, pending, write_unit
+from storage.scores.units import PENDING, pending, write_unit
 
 ANSWERS_VERSION = 1
 """Version of the layout and of the meaning of the arrays."""

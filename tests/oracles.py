@@ -32,10 +32,13 @@ def image_losses(student_NKHW: Array, teacher_NKHW: Array, kind: str, temperatur
 
 
 def feature_terms(student: Sequence[Array], teacher: Sequence[Array], var: Sequence[Array], eps: float) -> Array:
-    """F_i of each image over layers whose inputs are [N, C, H, W], [N]."""
+    """F_i of each image over layers (inputs [N, C, H, W]), [N]. Dead channels have their layer's mean variance."""
     terms = []
     for own, theirs, var_C in zip(student, teacher, var, strict=True):
-        squares = (own.astype(np.float64) - theirs) ** 2 / (var_C.astype(np.float64) + eps)[:, None, None]
+        variances = [float(value) for value in var_C]
+        mean = sum(variances) / len(variances)
+        scale = np.array([mean if value < mean / 100 else value for value in variances]) + eps
+        squares = (own.astype(np.float64) - theirs) ** 2 / scale[:, None, None]
         terms.append([image.mean() for image in squares])
     return np.mean(terms, axis=0)
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
+from distill.adapters import Adapter
 from distill.answers import Guide
 from distill.distillation import distill
 from distill.evaluation import Evaluation
@@ -149,13 +150,14 @@ def make_distillation(
     training_places: Sequence[int] = (0, 2, 3, 5),
     weights: Sequence[float] = (1.0, 0.7, 0.2, 0.0),
     inheritance: Inheritance | None = None,
+    made: Sequence[Adapter] = (),
     **changes: Any,
 ) -> Distillation:
     """An objective over images in memory; ``weights`` are those of the training places at the start."""
     images = images or [draw_image(index) for index in range(6)]
     settings = make_settings(**changes)
     inheritance = inheritance or Inheritance()
-    compared = [theirs for _, theirs in inheritance.compared]
+    compared = [*(theirs for _, theirs in inheritance.compared), *(adapter.theirs.layer for adapter in made)]
     return Distillation(
         guide=Guide.of((teacher or tiny_model()).requires_grad_(False), compared, settings.precision),
         pictures=Pictures(
@@ -171,6 +173,7 @@ def make_distillation(
         ),
         val=None,
         inheritance=inheritance,
+        adapters=made,
         settings=settings,
     )
 

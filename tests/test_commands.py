@@ -86,7 +86,12 @@ def test_the_whole_chain_runs_on_defaults(
         result = run_command(command, *arguments)
         assert result.returncode == 0, result.stderr
         printed[command] = result.stdout
+        told = [line for line in result.stderr.splitlines() if line.startswith("the student inherits")]
+        assert told == (["the student inherits nothing from the teacher"] if command == "dfss-distill" else [])
     assert "synthetic: 12 images" in printed["dfss-synthesize"]
+    cost = json.loads(Path("synthetic/cost.json").read_text())
+    told = "median distance by all layers: {distance_before:.3f} before, {distance_after:.3f} after; {unchanged} images"
+    assert told.format(**cost) in " ".join(printed["dfss-synthesize"].split())
     assert len(pd.read_parquet("selection.parquet")) == 12
     assert json.loads(Path("e.json").read_text())["images"] == 6
     assert "mIoU" in result.stdout

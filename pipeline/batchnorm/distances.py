@@ -21,6 +21,7 @@ from pipeline.batchnorm.layers import BatchNormLayer
 from pipeline.batchnorm.moments import LayerStatistics
 from pipeline.settings import DistanceKind
 
+DEAD = 1e-3
 Formula = Callable[[LayerStatistics, BatchNormLayer], tuple[Tensor, Tensor]]
 """Mean part and variance part of one layer's distance, [N] each."""
 
@@ -40,18 +41,18 @@ def distance(layer_distance_NL2: Tensor) -> Tensor:
 
 def standard_scores(statistics: LayerStatistics, layer: BatchNormLayer) -> Tensor:
     """The standard scores (mu - mu^) / sigma^ of each channel, [N, C]."""
-    mean_C, var_C = _running(layer)
+    mean_C, var_C = running_statistics(layer)
     return (statistics.mean_NC - mean_C) / var_C.add(layer.module.eps).sqrt()
 
 
 def _paper(statistics: LayerStatistics, layer: BatchNormLayer) -> tuple[Tensor, Tensor]:
-    mean_C, var_C = _running(layer)
+    mean_C, var_C = running_statistics(layer)
     return (statistics.mean_NC - mean_C).norm(dim=1), (statistics.var_NC - var_C).norm(dim=1)
 
 
 def _standardized(statistics: LayerStatistics, layer: BatchNormLayer) -> tuple[Tensor, Tensor]:
     eps = layer.module.eps  # as the layer itself: a channel that is constant has log-variance too
-    _, var_C = _running(layer)
+    _, var_C = running_statistics(layer)
     log_ratio_NC = torch.log((statistics.var_NC + eps) / (var_C + eps))
     return _rms(standard_scores(statistics, layer)), _rms(log_ratio_NC)
 
@@ -60,11 +61,23 @@ DISTANCES: Mapping[DistanceKind, Formula] = {"standardized": _standardized, "pap
 
 
 def _rms(values_NC: Tensor) -> Tensor:
-    return values_NC.square().mean(dim=1).sqrt()
+    # Where all values are 0, the root has no gradient, but the clamped one has: 0.
+    return values_NC.square().mean(dim=1).clamp(min=torch.finfo(torch.float32).tiny).sqrt()
 
 
-def _running(layer: BatchNormLayer) -> tuple[Tensor, Tensor]:
+def running_statistics(layer: BatchNormLayer) -> tuple[Tensor, Tensor]:
+    """The running mean and variance, float32 [C] each."""
     module = layer.module
     assert module.running_mean is not None  # find_layers saw to it
     assert module.running_var is not None
     return module.running_mean.float(), module.running_var.float()
+
+
+def dead_channels(layer: BatchNormLayer) -> Tensor:
+    """The channels that were all but constant on the training images (ours), bool [C].
+
+    Their variance is below DEAD of the layer's eps or of its median channel's variance. Divided by so little, a channel
+    that moves at all would outweigh all others, so an optimiser must not follow it.
+    """
+    _, var_C = running_statistics(layer)
+    return var_C < DEAD * var_C.median().clamp(min=layer.module.eps)

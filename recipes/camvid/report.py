@@ -20,13 +20,10 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors import safe_open
+from shared.runs import cost_of, read_run
 
 from distill.labelled import open_labelled
 from pipeline.models.files import load_model
-from storage.scores.schema import SCORED
-from storage.scores.store import open_complete
-from storage.selection import read_selection
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -76,36 +73,6 @@ def read_runs(folder: Path, synthesized: Path, seeds: int) -> list[dict[str, Any
     if len(teachers) > 1:
         raise SystemExit(f"{folder} holds students of {len(teachers)} teachers; delete the runs of the other scale")
     return runs
-
-
-def cost_of(settings: dict[str, Any], synthesized: Path) -> dict[str, Any]:
-    """The cost of a run's images: making those that were made, and scoring the images that they were chosen from."""
-    made = synthesized / Path(settings["shards"]).stem / "cost.json"
-    cost = json.loads(made.read_text()) if made.exists() else {"teacher_forwards": 0, "teacher_backwards": 0}
-    pile = Path(settings["shards"]) if not made.exists() else cost.get("begun_from")
-    if pile:
-        cost["teacher_forwards"] += int((open_complete(Path(pile)).status() == SCORED).sum())
-    return cost
-
-
-def read_run(folder: Path) -> dict[str, Any]:
-    """One run's figures."""
-    metrics = json.loads((folder / "metrics.json").read_text())
-    settings = json.loads((folder / "settings.json").read_text())
-    if settings.get("held_out"):
-        raise SystemExit(f"{folder} was evaluated by agreement with its teacher, not on labels; run it with --val")
-    chosen = folder / "selection.parquet"
-    run = {name: metrics[name] for name in ("seed", "steps", "miou", "pixel_accuracy", "iou")}
-    run["images"] = len(read_selection(chosen)) if chosen.exists() else None
-    run["weights"] = count_weights(next(folder.glob("*.safetensors")))
-    run["settings"] = settings
-    return run
-
-
-def count_weights(path: Path) -> int:
-    """The number of values in a model file, including BatchNorm's statistics."""
-    with safe_open(path, framework="np") as file:
-        return int(sum(np.prod(file.get_slice(name).get_shape(), dtype=int) for name in file.keys()))  # noqa: SIM118
 
 
 def table(runs: list[dict[str, Any]]) -> str:

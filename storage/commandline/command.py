@@ -162,6 +162,7 @@ class Grouped(TyperCommand):
 
 
 ROOMS = ("storage", "pipeline", "distill")
+"""Our own packages."""
 
 
 class ErrorLines(logging.Handler):
@@ -174,11 +175,18 @@ class ErrorLines(logging.Handler):
         sys.stderr.flush()
 
 
+LINES = ErrorLines()
+
+
 def show_logs() -> None:
     """Show warnings on stderr, and of our own packages also what is for the user's information."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[ErrorLines()])
+    others = ErrorLines()
+    others.addFilter(lambda record: record.name.partition(".")[0] not in ROOMS)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[others])
     for room in ROOMS:
-        logging.getLogger(room).setLevel(logging.INFO)
+        logger = logging.getLogger(room)
+        logger.setLevel(logging.INFO)
+        logger.addHandler(LINES)
 
 
 def say(text: str) -> None:

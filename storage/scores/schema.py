@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.units import PENDING
+from storage.scores.units import PENDING
 
 SCHEMA_VERSION = 1
 """Version of a store's layout. A store of another version is not opened."""

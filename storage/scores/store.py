@@ -28,7 +28,7 @@ from storage.scores.schema import (
     Unit,
     columns_of,
 )
-from storage.units import PENDING, pending, units, write_unit
+from storage.scores.units import PENDING, pending, units, write_unit
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,7 +1,8 @@
 """Inheritance: how a student is initialised from a teacher with the same architecture."""
 
 import dataclasses
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,14 @@ import oracles
 import pytest
 import torch
 from conftest import HEIGHT, WIDTH, tiny_model, tiny_spec
-from stages import Stopped, prepare_distill, stop_at
+from stages import Stopped, make_settings, prepare_distill, score_folder, stop_at
 from torch import nn
 
 from distill.distillation import distill
-from distill.inheritance import Inheritance, Pass, feature_distance, inherit, recorded
+from distill.inheritance import Inherited, Pass, feature_distance, inherit, live_variance, recorded
 from distill.settings import DistillSettings
 from pipeline.models.files import load_model, save_model
-from pipeline.models.segmenter import ModelSpec, Segmenter, build_model
+from pipeline.models.segmenter import IMAGENET_MEAN, IMAGENET_STD, ModelSpec, Segmenter, build_model
 from pipeline.scoring.run import score
 from pipeline.settings import ScoreSettings
 from storage.errors import ModelError, SettingsError
@@ -78,7 +79,7 @@ def test_other_networks_inherit_nothing(stacked_teacher: Segmenter) -> None:
     own = build_model(tiny_spec("tiny_models:small"))
     before = {name: tensor.clone() for name, tensor in own.state_dict().items()}
     inheritance = inherit(own, stacked_teacher)
-    assert inheritance == Inheritance()
+    assert (inheritance.frozen, inheritance.compared) == ((), ())
     assert all(torch.equal(tensor, before[name]) for name, tensor in own.state_dict().items())
     assert all(parameter.requires_grad for parameter in own.parameters())
 
@@ -94,8 +95,10 @@ def test_modules_in_blocks_of_another_kind_are_not_the_same() -> None:
 
 def test_a_module_with_the_same_input_and_another_output_is_not_frozen() -> None:
     dilated, strided = smp_model("DeepLabV3/resnet18"), smp_model("Unet/resnet18", seed=2)
-    inherit(strided, dilated)
+    inheritance = inherit(strided, dilated)
     layer3 = strided.network.encoder.layer3[0]
+    assert same(layer3, dilated.network.encoder.layer3[0])  # and yet a fair beginning
+    assert inheritance.compared == ()
     assert not strided.network.encoder.layer2[0].conv1.weight.requires_grad
     assert layer3.conv1.weight.requires_grad  # stride 2 here, dilation 2 there
     assert layer3.downsample[0].weight.requires_grad
@@ -129,11 +132,91 @@ def smp_model(builder: str, seed: int = 1, **arguments: Any) -> Segmenter:
     ).eval()
 
 
-def test_normalised_otherwise_nothing_sees_the_same(stacked_teacher: Segmenter) -> None:
+def test_a_continued_student_that_is_normalised_otherwise_keeps_that_and_sees_nothing_as_the_teacher_does(
+    stacked_teacher: Segmenter,
+) -> None:
     own = student(blocks=2)
-    own.mean_3HW += 0.2
     inherit(own, stacked_teacher)
+    own.requires_grad_(True).set_normalisation((0.5, 0.5, 0.5), (0.3, 0.3, 0.3))
+    inheritance = inherit(own, stacked_teacher, copy=False)
+    assert own.spec.std == (0.3, 0.3, 0.3)
     assert all(parameter.requires_grad for parameter in own.parameters())
+    assert names_of(own, inheritance.frozen) == {"stem.1", "blocks.0.1", "blocks.1.1"}  # statistics are shared yet
+    assert (inheritance.counts.modules, inheritance.counts.frozen, inheritance.counts.compared) == (3, 0, 3)
+
+
+FOREIGN = ((0.41, 0.42, 0.43), (69.9, 72.6, 72.0))
+
+
+def foreign(model: Segmenter) -> Segmenter:
+    """As of authors who divide by 255 after the standardisation."""
+    model.set_normalisation(*FOREIGN)
+    return model
+
+
+def normalisation(model: Segmenter) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    mean, std = (tuple(values.flatten().tolist()) for values in (model.mean_3HW, model.std_3HW))
+    assert (mean, std) == (pytest.approx(model.spec.mean), pytest.approx(model.spec.std))  # what its file says
+    return model.spec.mean, model.spec.std
+
+
+def test_a_student_that_inherits_what_reads_the_image_is_normalised_like_the_teacher(
+    stacked_teacher: Segmenter,
+) -> None:
+    own = student(blocks=2)
+    inherit(own, foreign(stacked_teacher))
+    assert normalisation(own) == FOREIGN
+    assert not own.network.stem[0].weight.requires_grad  # type: ignore[index, union-attr]
+
+
+def with_other_stem() -> Segmenter:
+    own = student(blocks=2)
+    own.network.stem[0] = nn.Conv2d(3, 8, 5, stride=2, padding=2)  # type: ignore[operator, index]
+    return own
+
+
+@pytest.mark.parametrize("make", [lambda: build_model(tiny_spec("tiny_models:small")), with_other_stem])
+def test_a_student_with_a_stem_of_its_own_keeps_its_normalisation(
+    make: Callable[[], Segmenter], stacked_teacher: Segmenter
+) -> None:
+    own = make()
+    inherit(own, foreign(stacked_teacher))
+    assert normalisation(own) == (IMAGENET_MEAN, IMAGENET_STD)
+
+
+class Reinforced(nn.Module):
+    """Its second convolution reads the image again, at half the size, as ESPNetv2's do."""
+
+    def __init__(self, kernel: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, kernel, stride=2, padding=kernel // 2)
+        self.again = nn.Conv2d(3, 4, 1)
+        self.head = nn.Conv2d(4, 3, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        small = nn.functional.avg_pool2d(images, 2)
+        logits: torch.Tensor = self.head(self.stem(images) + self.again(small))
+        return logits
+
+
+def test_it_need_not_be_the_first_module_that_reads_the_image() -> None:
+    own, teacher = (Segmenter(Reinforced(kernel), spec()) for kernel in (3, 5))
+    inherit(own, foreign(teacher))
+    assert normalisation(own) == FOREIGN
+
+
+@pytest.mark.parametrize("inherits", [True, False])
+def test_a_new_student_of_a_foreign_teacher_has_imagenets_normalisation_where_it_begins_anew(
+    inherits: bool, stacked_teacher: Segmenter, image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_model(foreign(stacked_teacher), Path("foreign.safetensors"))
+    score_folder(image_folder, "foreign.safetensors")
+    for name, arguments, likewise in (("stacked", {"blocks": 2}, inherits), ("small", {}, False)):
+        told = make_settings(
+            student=f"tiny_models:{name}", student_arguments=arguments, inherit=inherits, out=name, device="cpu"
+        )
+        own = prepare_distill(told, monkeypatch).model
+        assert normalisation(own) == (FOREIGN if likewise else (IMAGENET_MEAN, IMAGENET_STD))
 
 
 def test_a_student_that_equals_the_teacher_is_refused(stacked_teacher: Segmenter) -> None:
@@ -241,6 +324,47 @@ def test_features_are_not_compared_where_a_student_that_goes_on_has_statistics_o
     assert names_of(own, compared) == {"blocks.1.1"}
 
 
+class Grid(nn.Module):
+    """A convolution of any settings with its BatchNorm, after a convolution of its own."""
+
+    def __init__(self, kernel: int = 3, norm: type[nn.Module] = nn.BatchNorm2d, stem: int = 1, **settings: Any) -> None:
+        super().__init__()
+        eps = settings.pop("eps", 1e-5)
+        momentum = settings.pop("momentum", 0.1)
+        self.stem = nn.Conv2d(3, 4, stem, padding=stem // 2)
+        self.conv = nn.Conv2d(settings.pop("channels", 4), 4, kernel, **{"padding": "same", **settings})
+        self.norm = norm(4, eps=eps, momentum=momentum)
+        self.head = nn.Conv2d(4, 3, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = self.stem(images)[:, : self.conv.in_channels]
+        logits: torch.Tensor = self.head(self.norm(self.conv(features)))
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("own", "theirs", "copied", "compared"),
+    [
+        ({}, {}, True, True),
+        ({"dilation": 2}, {}, True, False),
+        ({"padding_mode": "reflect"}, {}, True, False),
+        ({"eps": 1e-3}, {}, True, False),
+        ({"momentum": 0.01}, {}, True, True),
+        ({"norm": nn.SyncBatchNorm}, {}, True, True),
+        ({"kernel": 1, "dilation": 2}, {"kernel": 1}, True, True),  # as in dilated ResNets
+        ({"groups": 2}, {"channels": 2}, False, False),  # weights of the same shape
+    ],
+)
+def test_features_are_compared_where_all_settings_are_equal_and_weights_are_copied_where_they_mean_the_same(
+    own: dict[str, Any], theirs: dict[str, Any], copied: bool, compared: bool
+) -> None:
+    mine, teacher = Segmenter(Grid(stem=3, **own), spec()).eval(), Segmenter(Grid(**theirs), spec()).eval()
+    assert mine.network.conv.weight.shape == teacher.network.conv.weight.shape
+    inheritance = inherit(mine, teacher)
+    assert torch.equal(mine.network.conv.weight, teacher.network.conv.weight) is copied
+    assert bool(inheritance.compared) is compared
+
+
 class Wrapped(nn.Sequential):
     """As a plain sequence, but a kind of its own."""
 
@@ -340,6 +464,7 @@ def test_feature_distance_is_the_mean_over_layers_of_numpys_squares_over_varianc
     shapes = [(3, 4, 5, 6), (3, 2, 3, 3)]
     own, theirs = ([rng.normal(0, 2, shape).astype(np.float32) for shape in shapes] for _ in range(2))
     var = [rng.uniform(0, 0.5, shape[1]).astype(np.float32) for shape in shapes]
+    var[0][2] = 1e-6  # a dead channel
     layers = [nn.BatchNorm2d(len(values), eps=0.2) for values in var]
     mine = [nn.BatchNorm2d(len(values)) for values in var]
     for layer, values in zip(layers, var, strict=True):
@@ -350,6 +475,41 @@ def test_feature_distance_is_the_mean_over_layers_of_numpys_squares_over_varianc
         list(zip(mine, layers, strict=True)),
     )
     np.testing.assert_allclose(found, oracles.feature_terms(own, theirs, var, 0.2), rtol=1e-5)
+
+
+def batch_norm(variances: Sequence[float], eps: float = 0.0) -> nn.BatchNorm2d:
+    layer = nn.BatchNorm2d(len(variances), eps=eps)
+    layer.running_var = torch.tensor(variances)
+    return layer
+
+
+def test_a_dead_channel_is_measured_by_the_mean_variance_of_its_layer() -> None:
+    assert live_variance(batch_norm([0.0, 1e-9, 0.031, 0.033, 15.936])).tolist() == pytest.approx(
+        [3.2, 3.2, 3.2, 0.033, 15.936], rel=1e-5
+    )
+    assert live_variance(batch_norm([2.0, 0.5])).tolist() == [2.0, 0.5]
+
+
+def test_dead_channels_do_not_rule_the_feature_term() -> None:
+    """The same difference in every channel counts about the same, whether a fifth of them is dead or none."""
+    mine, difference = nn.BatchNorm2d(10), torch.full((1, 10, 4, 4), 3.0)
+    found = {}
+    for dead in (0, 2):
+        layer = batch_norm([1e-12] * dead + [9.0] * (10 - dead), eps=1e-5)
+        distance = feature_distance({mine: difference}, {layer: torch.zeros(1, 10, 4, 4)}, [(mine, layer)])
+        found[dead] = float(distance)
+    assert found == pytest.approx({0: 1.0, 2: 0.8 + 0.2 * 10 / 8}, rel=1e-4)
+
+
+def test_a_layer_without_any_variance_adds_nothing_and_is_not_compared(stacked_teacher: Segmenter) -> None:
+    dead, alive, mine = batch_norm([0.0, 0.0]), batch_norm([4.0, 4.0]), [nn.BatchNorm2d(2), nn.BatchNorm2d(2)]
+    apart, zero = torch.full((1, 2, 3, 3), 2.0), torch.zeros(1, 2, 3, 3)
+    pairs = [(mine[0], dead), (mine[1], alive)]
+    distance = feature_distance({mine[0]: apart, mine[1]: apart}, {dead: zero, alive: zero}, pairs)
+    assert distance.tolist() == [0.5]
+    stacked_teacher.network.blocks[1][1].running_var.zero_()  # type: ignore[index, union-attr, operator]
+    own = student(blocks=2)
+    assert names_of(own, [mine for mine, _ in inherit(own, stacked_teacher).compared]) == {"blocks.1.1"}
 
 
 def test_the_feature_term_reaches_the_student_only(stacked_teacher: Segmenter) -> None:
@@ -427,6 +587,38 @@ def test_the_feature_term_brings_the_features_nearer(settings: DistillSettings, 
 def test_without_inheritance_every_weight_is_trained(settings: DistillSettings, stacked_teacher: Segmenter) -> None:
     distill(change(settings, inherit=False))
     assert not same(load_model("run/student.safetensors").network.stem, stacked_teacher.network.stem)
+
+
+def test_it_is_counted_what_a_student_inherits(stacked_teacher: Segmenter) -> None:
+    own = student(blocks=3, width=5)
+    counts = inherit(own, stacked_teacher).counts
+    stem, blocks, head = 8 * 3 * 9 + 8 + 16, (8 * 5 + 5 * 5 + 5 * 8) * 9 + 2 * (5 + 10) + (8 + 16), 3 * 8 + 3
+    assert counts == Inherited(
+        modules=3, all_modules=9, weights=stem + head, all_weights=stem + blocks + head, frozen=2
+    )
+    assert str(counts) == (
+        f"inherits 3 of its 9 modules (267 of {267 + blocks:,} weights) from the teacher: "
+        "2 frozen, 0 compared by their features"
+    )
+    assert str(Inherited.of(own)) == "inherits nothing from the teacher"
+    assert inherit(student(blocks=2), stacked_teacher).counts.compared == 2
+
+
+def test_weights_that_two_modules_share_are_counted_once() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 3, 1, bias=False), nn.Conv2d(3, 3, 1, bias=False))
+    network[1].weight = network[0].weight
+    assert Inherited.of(Segmenter(network, spec()), list(network)).weights == 9
+
+
+@pytest.mark.parametrize(("inherits", "told"), [(True, "inherits 7 of its 7 modules"), (False, "inherits nothing")])
+def test_what_a_run_inherited_is_told_and_kept(
+    inherits: bool, told: str, settings: DistillSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="distill")
+    inherited = distill(change(settings, inherit=inherits, steps=1)).inherited
+    assert [record.message for record in caplog.records if told in record.message] == [f"the student {inherited}"]
+    assert json.loads(Path("run/settings.json").read_text())["inherited"] == dataclasses.asdict(inherited)
+    assert inherited.all_modules == 7
 
 
 def test_a_negative_weight_is_refused() -> None:

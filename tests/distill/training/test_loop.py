@@ -410,9 +410,20 @@ def test_smp_is_asked_for_the_encoder_of_imagenet(
     torch.manual_seed(0)
     save_model(build_model(spec).eval(), Path("square.safetensors"))
     score_folder(image_folder, "square.safetensors", limit=4)
+    asked_for = []
+
+    def preprocessing(*arguments: Any) -> dict[str, Any]:
+        asked_for.append(arguments)
+        return {"input_space": "RGB", "input_range": [0, 255], "mean": [51.0, 102.0, 153.0], "std": [25.5, 51.0, 76.5]}
+
     monkeypatch.setattr(smp, "create_model", create)
-    prepare_distill(make_settings(student="Unet/resnet18", pretrained_backbone=pretrained), monkeypatch)
+    monkeypatch.setattr(smp.encoders, "get_preprocessing_params", preprocessing)
+    told = make_settings(student="Unet/resnet18", pretrained_backbone=pretrained)
+    spec = prepare_distill(told, monkeypatch).model.spec
     assert seen == [asked]
+    assert asked_for == ([("resnet18", "imagenet")] if pretrained else [])
+    assert spec.mean == pytest.approx((0.2, 0.4, 0.6) if pretrained else (0.485, 0.456, 0.406))
+    assert spec.std == pytest.approx((0.1, 0.2, 0.3) if pretrained else (0.229, 0.224, 0.225))
 
 
 def test_the_teacher_of_a_run_is_frozen_and_stays_in_eval_mode(

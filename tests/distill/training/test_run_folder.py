@@ -55,7 +55,7 @@ def started(settings: OptimisationSettings) -> RunFolder:
     folder = RunFolder(Path("claimed"), "model.safetensors")
     folder.claim(settings, ABOUT)
     optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)])
-    folder.save_checkpoint(3, tiny_model(), optimizer)
+    folder.save_checkpoint(3, {"model": tiny_model()}, optimizer)
     return folder
 
 
@@ -123,7 +123,7 @@ def test_a_checkpoint_that_is_cut_off_anywhere_is_damaged() -> None:
     for size in range(0, len(whole), 997):
         folder.checkpoint.write_bytes(whole[:size])
         with pytest.raises(SettingsError, match="is damaged"):
-            folder.load_checkpoint(model, optimizer)
+            folder.load_checkpoint({"model": model}, optimizer)
 
 
 @pytest.mark.parametrize("damaged", ["settings.json", "metrics.json"])

@@ -11,9 +11,17 @@ from conftest import tiny_model, tiny_spec
 from numpy.typing import NDArray
 from torch import nn
 
-from pipeline.batchnorm.distances import distance, layer_distances
+from pipeline.batchnorm import moments
+from pipeline.batchnorm.distances import dead_channels, distance, layer_distances
 from pipeline.batchnorm.layers import BatchNormLayer, choose_layers, default_layers, find_layers
-from pipeline.batchnorm.moments import FusedMoments, measure, record_bn_statistics, shifted_moments, statistics_of
+from pipeline.batchnorm.moments import (
+    FusedMoments,
+    LayerStatistics,
+    measure,
+    record_bn_statistics,
+    shifted_moments,
+    statistics_of,
+)
 from pipeline.models.segmenter import ModelSpec, Segmenter, build_model
 from storage.errors import ModelError
 
@@ -129,6 +137,94 @@ def test_on_a_cpu_statistics_are_exact_however_far_the_running_mean_is() -> None
     values = np.random.default_rng(0).normal(1000, 0.01, (3, 2, 20, 30)).astype(np.float32)
     found = statistics_of(torch.from_numpy(values), module)
     np.testing.assert_allclose(found.var_NC.numpy(), values.astype(np.float64).var(axis=(2, 3)), rtol=1e-2)
+
+
+def moments_of(values: torch.Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean and variance, [N, C] each, as they are measured for a layer of the values' channels."""
+    found = statistics_of(values, nn.BatchNorm2d(values.shape[1]))
+    return found.mean_NC.numpy(), found.var_NC.numpy()
+
+
+def assert_exact(values: torch.Tensor, tolerance: float = 1e-6) -> None:
+    """The moments are those of float64 numpy, relative to the variance and to the root mean square."""
+    exact = values.numpy().astype(np.float64)
+    mean, var = moments_of(values)
+    scale = np.sqrt((exact**2).mean(axis=(2, 3)))
+    assert np.abs(mean - exact.mean(axis=(2, 3))).max() <= tolerance * scale.max()
+    np.testing.assert_allclose(var, exact.var(axis=(2, 3)), rtol=tolerance)
+
+
+def channels_last(*shape: int, mean: float = 1, std: float = 1) -> torch.Tensor:
+    count, channels, height, width = shape
+    values = np.random.default_rng(0).normal(mean, std, (count, height, width, channels)).astype(np.float32)
+    return torch.from_numpy(values).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0, 1), (100, 0.1)])
+def test_statistics_of_two_million_positions_are_exact(mean: float, std: float) -> None:
+    assert_exact(channels_last(1, 3, 1024, 2048, mean=mean, std=std))
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 64, 96, 128), (3, 40, 33, 17), (2, 3, 5, 7), (1, 1, 9, 300), (4, 7, 1, 13), (2, 300, 2, 1)]
+)
+def test_statistics_are_the_same_for_every_memory_layout_and_exact_for_odd_sizes(shape: tuple[int, ...]) -> None:
+    values = channels_last(*shape)
+    assert_exact(values)
+    expected = moments_of(values)
+    layouts = (
+        values.contiguous(),
+        torch.cat([values, values], dim=1)[:, : shape[1]],  # a slice of the channels
+        torch.cat([values, values], dim=3)[..., : shape[3]].contiguous(memory_format=torch.channels_last),
+        values.transpose(2, 3).contiguous().transpose(2, 3),
+    )
+    for layout in layouts:
+        for found, bits in zip(moments_of(layout), expected, strict=True):
+            np.testing.assert_array_equal(found, bits)
+
+
+@pytest.mark.parametrize("shape", [(3, 40, 33, 48), (1, 96, 160, 128), (1, 2048, 8, 12)])
+def test_statistics_have_the_same_bits_for_any_number_of_threads(shape: tuple[int, ...]) -> None:
+    values, threads = channels_last(*shape), torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(np.stack(moments_of(values)))
+    finally:
+        torch.set_num_threads(threads)
+    np.testing.assert_array_equal(found[1], found[0])
+    np.testing.assert_array_equal(found[2], found[0])
+
+
+def test_the_squared_deviations_that_are_held_at_a_time_fill_a_piece_and_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert moments.PIECE * torch.float32.itemsize == 2 * 2**20  # 2 MiB, whatever the size of the images
+    held: list[tuple[int, ...]] = []
+    loss = nn.functional.mse_loss
+
+    def counted(values: torch.Tensor, *others: Any, **options: Any) -> torch.Tensor:
+        held.append(tuple(values.shape))
+        return loss(values, *others, **options)
+
+    monkeypatch.setattr(nn.functional, "mse_loss", counted)
+    monkeypatch.setattr(moments, "PIECE", 5 * 6 * 40 * 20)
+    small, large, wide = channels_last(7, 6, 40, 20), channels_last(2, 6, 100, 100), channels_last(1, 6, 20, 1000)
+    for values in (small, large, wide):
+        assert_exact(values)
+    assert held == [
+        *[(5, 6, 40, 20), (2, 6, 40, 20)],  # whole images
+        *[(1, 6, 40, 100), (1, 6, 40, 100), (1, 6, 20, 100)] * 2,  # stripes of one image
+        *[(1, 6, 8, 1000), (1, 6, 8, 1000), (1, 6, 4, 1000)],  # no stripe is lower than a window
+    ]
+
+
+def test_a_row_has_the_same_bits_in_any_batch() -> None:
+    values = channels_last(5, 30, 80, 96)  # the first four are one piece, and the fifth is a part of one
+    together = np.stack(moments_of(values))
+    for row in range(5):
+        np.testing.assert_array_equal(np.stack(moments_of(values[row : row + 1]))[:, 0], together[:, row])
 
 
 def test_the_variance_of_a_constant_channel_is_never_negative() -> None:
@@ -385,3 +481,23 @@ def test_a_gpu_measures_what_the_cpu_does(kind: str) -> None:
     images = torch.rand(5, 3, 24, 32)
     on_gpu = measured(tiny_model().cuda(), images.cuda(), kind, 5)
     torch.testing.assert_close(on_gpu.cpu(), measured(tiny_model(), images, kind, 5), rtol=2e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("median", "eps", "limit"), [(2.0, 1e-3, 2e-3), (0.5, 1.5, 1.5e-3), (0.0, 1e-3, 1e-6)])
+def test_a_channel_is_dead_below_a_thousandth_of_its_layers_median_variance_or_eps(
+    median: float, eps: float, limit: float
+) -> None:
+    module = nn.BatchNorm2d(5, eps=eps)
+    module.running_var = torch.tensor([0.0, limit * 0.99, max(median, limit * 1.01), 9.0, 9.0])
+    assert dead_channels(BatchNormLayer("layer", module, 4)).tolist() == [True, True, False, False, False]
+
+
+@pytest.mark.parametrize("kind", ["standardized", "paper"])
+def test_the_gradient_of_a_distance_of_0_is_0(kind: Any) -> None:
+    layer = BatchNormLayer("layer", nn.BatchNorm2d(3), 4)
+    mean, var = torch.zeros(2, 3, requires_grad=True), torch.ones(2, 3, requires_grad=True)
+    found = distance(layer_distances({"layer": LayerStatistics(mean, var)}, [layer], kind))
+    found.sum().backward()  # type: ignore[no-untyped-call]
+    np.testing.assert_allclose(found.detach().numpy(), [0, 0], atol=1e-12)
+    for statistics in (mean, var):
+        np.testing.assert_array_equal(statistics.grad, np.zeros((2, 3)))

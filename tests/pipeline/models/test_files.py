@@ -1,7 +1,9 @@
 """Model files: a saved model loads unchanged, and a file that cannot be loaded says why."""
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import segmentation_models_pytorch as smp
 import torch
@@ -10,10 +12,16 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
-from pipeline.models.builders import TRUSTED_BUILDERS, build_network, resolve_builder, without_unused
+from pipeline.models.builders import (
+    TRUSTED_BUILDERS,
+    backbone_normalisation,
+    build_network,
+    resolve_builder,
+    without_unused,
+)
 from pipeline.models.files import load_model, load_weights, read_spec, save_model
 from pipeline.models.hooks import probe
-from pipeline.models.segmenter import ModelSpec, Segmenter, build_model, fingerprint
+from pipeline.models.segmenter import IMAGENET_MEAN, IMAGENET_STD, ModelSpec, Segmenter, build_model, fingerprint
 from storage.errors import ModelError
 
 
@@ -34,6 +42,53 @@ def test_the_same_model_gives_the_same_bytes(teacher: Segmenter, tmp_path: Path)
 
 def test_logits_have_the_size_of_the_images_whatever_the_network_returns(teacher: Segmenter) -> None:
     assert teacher(torch.rand(2, 3, 30, 50)).shape == (2, 3, 30, 50)
+
+
+def test_another_normalisation_is_that_of_the_spec_too(teacher: Segmenter) -> None:
+    mean, std = (0.1, 0.2, 0.3), (70.0, 60.0, 50.0)
+    images = torch.rand(2, 3, 4, 5)
+    teacher.set_normalisation(mean, std)
+    expected = (images.double().numpy() - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
+    np.testing.assert_allclose(teacher.normalise(images), expected, rtol=1e-4, atol=1e-7)
+    assert (teacher.spec.mean, teacher.spec.std) == (mean, std)
+    with pytest.raises(ModelError, match="std above 0"):
+        teacher.set_normalisation(mean, (1.0, 0.0, 1.0))
+
+
+PREPROCESSING = {"input_space": "RGB", "input_range": [0, 1], "mean": [0.5, 0.4, 0.3], "std": [0.5, 0.6, 0.7]}
+
+
+@pytest.mark.parametrize(
+    ("asked", "told", "values"),
+    [
+        ("resnet18", "resnet18", {}),
+        ("resnet18", "resnet18", {"input_range": [0, 255], "mean": [127.5, 102.0, 76.5], "std": [127.5, 153.0, 178.5]}),
+        ("timm-skresnet18", "timm-skresnet18", {}),
+        ("timm-regnetx_002", "tu-regnetx_002", {}),
+        ("timm-mobilenetv3_large_100", "tu-tf_mobilenetv3_large_100", {}),
+    ],
+)
+def test_the_normalisation_of_smps_backbones_is_in_units_of_0_to_1(
+    asked: str, told: str, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = {(told, "imagenet"): PREPROCESSING | values}
+    monkeypatch.setattr(smp.encoders, "get_preprocessing_params", lambda *names: published[names])
+    mean, std = backbone_normalisation(f"smp:Unet/{asked}")
+    assert mean == pytest.approx((0.5, 0.4, 0.3))
+    assert std == pytest.approx((0.5, 0.6, 0.7))
+
+
+@pytest.mark.parametrize("name", ["deeplabv3_resnet50", "lraspp_mobilenet_v3_large"])
+def test_the_normalisation_of_torchvisions_backbones_is_that_of_their_weights(name: str) -> None:
+    assert backbone_normalisation(f"torchvision:{name}") == (IMAGENET_MEAN, IMAGENET_STD)
+
+
+def test_a_backbone_that_cannot_be_normalised_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(smp.encoders, "get_preprocessing_params", lambda *_: PREPROCESSING | {"input_space": "BGR"})
+    with pytest.raises(ModelError, match="reads BGR; choose one that reads RGB"):
+        backbone_normalisation("smp:Unet/resnet18")
+    with pytest.raises(ModelError, match="has no known pretrained backbone; leave out --pretrained-backbone"):
+        backbone_normalisation("tiny_models:tiny")
 
 
 def test_bytes_and_floats_are_the_same_image(teacher: Segmenter) -> None:

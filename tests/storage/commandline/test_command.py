@@ -1,6 +1,7 @@
 """From a settings dataclass to a command."""
 
 import dataclasses
+import logging
 import sys
 import types
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Annotated, Literal
 import pytest
 from conftest import Call
 
-from storage.commandline.command import Command, run_one_of
+from storage.commandline.command import Command, run_one_of, show_logs
 from storage.commandline.declaration import Checked
 from storage.commandline.progress import shown
 from storage.commandline.values import DATA, METHOD, Arguments, Budget, Count, NamedFiles, Names, Size
@@ -271,3 +272,14 @@ def test_several_commands_are_one(
     captured = capsys.readouterr()
     assert printed in captured.out + captured.err
     assert len(seen) == (words[:2] == ["one", "--store"])
+
+
+def test_our_own_information_is_a_plain_line_and_everybodys_warnings_are_shown_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    show_logs()
+    show_logs()
+    logging.getLogger("distill.somewhere").info("the student inherits %d modules", 3)
+    logging.getLogger("pipeline.elsewhere").warning("%s is cut off", "a.tar")
+    logging.getLogger("foreign").info("chatter")
+    assert capsys.readouterr().err == "the student inherits 3 modules\nWARNING: a.tar is cut off\n"

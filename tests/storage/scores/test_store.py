@@ -12,7 +12,7 @@ from storage.manifest import Manifest
 from storage.scores.claim import exclusive, sweep
 from storage.scores.schema import COLUMNS, REJECTED, SCORED, UNREADABLE, Unit
 from storage.scores.store import ScoreStore, create_store, open_complete, open_store
-from storage.units import PENDING
+from storage.scores.units import PENDING
 
 ATTRIBUTES: dict[str, Any] = {
     "schema_version": 1,

@@ -1,0 +1,303 @@
+"""Public teachers: the networks written from papers, what their logits mean, and that published weights fit them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import load_recipe
+from torch import Tensor, nn
+
+from distill.evaluation import evaluate
+from distill.inheritance import inherit
+from distill.labelled import open_labelled
+from pipeline.models.builders import TRUSTED_BUILDERS, build_network
+from pipeline.models.files import load_model, load_weights
+from pipeline.models.importing import import_weights, read_state_dict
+from pipeline.models.segmenter import ModelSpec, Segmenter, build_model
+from pipeline.settings import ImportSettings
+from storage.errors import ModelError
+
+ROOT = Path(__file__).parents[2]
+DATA = ROOT.parent / "shared" / "data"
+espnet = load_recipe("public_teachers", "espnet")
+espnetv2 = load_recipe("public_teachers", "espnetv2")
+sinet = load_recipe("public_teachers", "sinet")
+layers = load_recipe("public_teachers", "layers")
+
+CAMVID = [
+    *("Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car", "Pedestrian", "Bicyclist")
+]
+CITYSCAPES = [
+    *("road", "sidewalk", "building", "wall", "fence", "pole", "light", "sign", "vegetation", "terrain", "sky"),
+    *("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle", "background"),
+]
+PUBLISHED = {
+    "espnet_p_2_q_8_camvid.pth": ("espnet:build", 11, {"outputs": 12}),
+    "espnetv2_s_1.0_city_512x256.pth": ("espnetv2:build", 11, {"outputs": 20, "merged": "camvid"}),
+    "espnetv2_s_2.0_city_1024x512.pth": ("espnetv2:build", 20, {"scale": 2.0}),
+    "espnetv2_s_2.0_pascal_256x256.pth": ("espnetv2:build", 21, {"scale": 2.0}),
+    "SINet.pth": ("sinet:build", 2, {}),
+}
+
+
+@pytest.fixture(autouse=True)
+def _trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TRUSTED_BUILDERS, "espnet,espnetv2,sinet")
+
+
+def noise(height: int, width: int, images: int = 1) -> Tensor:
+    return torch.rand(images, 3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("builder", "arguments", "grid"),
+    [
+        ("espnet:build", {"p": 1, "q": 1, "outputs": 6}, (32, 64)),
+        ("espnetv2:build", {"repeats": [1, 1]}, (16, 32)),
+        ("sinet:build", {"level2": [[[3, 1], [5, 1]]], "level3": [[[3, 1], [5, 2]]]}, (32, 64)),
+    ],
+)
+def test_logits_lie_on_the_grid_that_the_factory_promises(
+    builder: str, arguments: dict[str, Any], grid: tuple[int, int]
+) -> None:
+    network = build_network(builder, 3, arguments).eval()
+    assert network(noise(32, 64, images=2)).shape == (2, 3, *grid)
+
+
+def test_merged_logits_have_the_sum_of_the_probabilities() -> None:
+    logits = torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    merged = layers.merge(logits, [(4,), (0, 2), (1, 3)])
+    exp = np.exp(logits.numpy())
+    sums = np.stack([exp[:, 4], exp[:, 0] + exp[:, 2], exp[:, 1] + exp[:, 3]], axis=1)
+    np.testing.assert_allclose(merged.softmax(dim=1).numpy(), sums / exp.sum(axis=1, keepdims=True), rtol=1e-12)
+
+
+def test_each_class_of_cityscapes_but_the_background_becomes_one_of_camvid() -> None:
+    groups = {
+        name: {CITYSCAPES[at] for at in group} for name, group in zip(CAMVID, espnetv2.MERGES["camvid"], strict=True)
+    }
+    assert groups == {
+        "Sky": {"sky"},
+        "Building": {"building", "wall"},
+        "Pole": {"pole"},
+        "Road": {"road"},
+        "Pavement": {"sidewalk"},
+        "Tree": {"vegetation", "terrain"},
+        "SignSymbol": {"light", "sign"},
+        "Fence": {"fence"},
+        "Car": {"car", "truck", "bus", "train"},
+        "Pedestrian": {"person"},
+        "Bicyclist": {"rider", "motorcycle", "bicycle"},
+    }
+    assert sorted(at for group in espnetv2.MERGES["camvid"] for at in group) == list(range(19))
+
+
+def test_a_merged_network_gives_the_merged_logits_of_the_unmerged_one() -> None:
+    merged = espnetv2.build(11, repeats=(0, 0), outputs=20, merged="camvid").eval()
+    unmerged = espnetv2.build(20, repeats=(0, 0)).eval()
+    unmerged.load_state_dict(merged.state_dict())
+    expected = layers.merge(unmerged(noise(32, 32)), espnetv2.MERGES["camvid"])
+    torch.testing.assert_close(merged(noise(32, 32)), expected)
+
+
+@pytest.mark.parametrize(("classes", "merged"), [(11, "kitti"), (12, "camvid")])
+def test_merging_into_classes_that_are_not_known_is_an_error_that_names_those_that_are(
+    classes: int, merged: str
+) -> None:
+    with pytest.raises(ModelError, match=rf"'{merged}' are {classes}; use one of camvid"):
+        build_network("espnetv2:build", classes, {"outputs": 20, "merged": merged})
+
+
+def test_logits_beyond_the_classes_are_cut_off() -> None:
+    whole, cut = espnet.build(6, p=0, q=0).eval(), espnet.build(5, p=0, q=0, outputs=6).eval()
+    cut.load_state_dict(whole.state_dict())
+    torch.testing.assert_close(cut(noise(16, 16)), whole(noise(16, 16))[:, :5], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("module", [espnet, sinet], ids=["espnet", "sinet"])
+def test_networks_of_opencv_users_see_blue_first(module: Any) -> None:
+    swapping, plain = module.build(5, bgr=True).eval(), module.build(5, bgr=False).eval()
+    plain.load_state_dict(swapping.state_dict())
+    image = noise(32, 32)
+    torch.testing.assert_close(swapping(image), plain(image.flip(1)), rtol=0, atol=0)
+    assert not torch.allclose(swapping(image), plain(image))
+
+
+def test_too_few_logits_for_an_esp_block_are_an_error_that_says_how_many_it_needs() -> None:
+    with pytest.raises(ModelError, match="4 logits; .* at least 5, see outputs"):
+        build_network("espnet:build", 4, {})
+
+
+def test_shuffling_interleaves_the_groups() -> None:
+    channels = torch.arange(6.0).view(1, 6, 1, 1)
+    assert layers.shuffle(channels, 2).flatten().tolist() == [0, 3, 1, 4, 2, 5]
+
+
+def test_an_esp_block_concatenates_the_sums_of_its_dilated_branches() -> None:
+    torch.manual_seed(0)
+    block = espnet.Pyramid(10, 12).double()  # branches of 2 channels, the first of 4
+    features = torch.rand(1, 10, 9, 9, dtype=torch.float64)
+    reduced = block.c1(features)
+    branches = [dilated(reduced, getattr(block, f"d{dilation}").conv.weight, dilation) for dilation in (1, 2, 4, 8, 16)]
+    expected = np.concatenate([branches[0], np.cumsum(branches[1:], axis=0).reshape(8, 9, 9)])
+    np.testing.assert_allclose(block.pyramid(features)[0].detach().numpy(), expected, rtol=1e-9, atol=1e-12)
+
+
+def dilated(features: Tensor, weight: Tensor, dilation: int) -> np.ndarray:
+    """A 3x3 convolution by its definition, zeros beyond the border: [C, H, W]."""
+    source, kernel = features[0].detach().numpy(), weight.detach().numpy()
+    _, height, width = source.shape
+    padded = np.pad(source, ((0, 0), (dilation, dilation), (dilation, dilation)))
+    total = np.zeros((len(kernel), height, width))
+    for row in range(3):
+        for column in range(3):
+            window = padded[:, row * dilation :, column * dilation :][:, :height, :width]
+            total += np.einsum("oi,ihw->ohw", kernel[:, :, row, column], window)
+    return total
+
+
+def test_an_image_where_the_coarse_prediction_is_certain_is_decided_by_it_alone() -> None:
+    torch.manual_seed(0)
+    network = sinet.build(2).eval()
+    with torch.no_grad():
+        network.bn_3.bias[:] = torch.tensor([0.0, 500.0])
+        certain = network(noise(32, 32))
+        network.level2_C.bn.bias += 7
+        torch.testing.assert_close(network(noise(32, 32)), certain, rtol=0, atol=0)
+        network.bn_3.bias[:] = 0
+        undecided = network(noise(32, 32))
+        network.level2_C.bn.bias += 7
+        assert not torch.allclose(network(noise(32, 32)), undecided)
+
+
+@pytest.mark.parametrize(
+    ("scale", "widths"), [(0.5, (16, 32, 64, 128)), (1.0, (32, 64, 128, 256)), (2.0, (32, 128, 256, 512))]
+)
+def test_a_wider_network_has_more_channels_but_in_the_first_layer_at_most_32(
+    scale: float, widths: tuple[int, ...]
+) -> None:
+    assert espnetv2.widths_at(scale) == widths
+
+
+def test_a_pyramid_never_shrinks_a_map_below_five_rows_and_columns() -> None:
+    seen = []
+
+    class Spy(nn.Module):
+        def forward(self, features: Tensor) -> Tensor:
+            seen.append(tuple(features.shape[-2:]))
+            return features
+
+    for scale in (2.0, 1.5, 1.0, 0.5, 0.1):
+        assert espnetv2._at_scale(Spy(), torch.rand(1, 2, 12, 31), scale).shape == (1, 2, 12, 31)
+    assert seen == [(24, 62), (18, 47), (12, 31), (6, 16), (5, 5)]
+
+
+@pytest.mark.parametrize(
+    ("builder", "long", "short", "lists"),
+    [
+        ("espnet:build", {"q": 4, "outputs": 6}, {"q": 2, "outputs": 6}, {"encoder.level3": 2}),
+        ("espnetv2:build", {"repeats": [2, 4]}, {"repeats": [1, 2]}, {"base_net.level3": 1, "base_net.level4": 2}),
+    ],
+)
+def test_a_student_of_fewer_blocks_inherits_the_teachers_last_ones(
+    builder: str, long: dict[str, Any], short: dict[str, Any], lists: dict[str, int]
+) -> None:
+    teacher, student = segmenter(builder, long, seed=0), segmenter(builder, short, seed=1)
+    found = inherit(student, teacher)
+    for name, count in lists.items():
+        theirs, own = teacher.network.get_submodule(name), student.network.get_submodule(name)
+        assert isinstance(theirs, nn.ModuleList)
+        assert isinstance(own, nn.ModuleList)
+        assert len(own) == count
+        for mine, counterpart in zip(own, theirs[-count:], strict=True):
+            assert same(mine, counterpart)
+    first = "encoder.level1" if builder.startswith("espnet:") else "base_net.level1"
+    assert student.network.get_submodule(first).conv in found.frozen
+    assert found.compared
+
+
+def segmenter(builder: str, arguments: dict[str, Any], seed: int) -> Segmenter:
+    torch.manual_seed(seed)
+    spec = ModelSpec(
+        builder=builder, num_classes=3, class_names=("sky", "road", "car"), image_size=(32, 64), arguments=arguments
+    )
+    model = build_model(spec).train()
+    with torch.no_grad():
+        model(noise(32, 64, images=4))
+    return model.eval()
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    a, b = one.state_dict(), other.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def teachers() -> dict[str, dict[str, str]]:
+    params = yaml.safe_load((ROOT / "recipes" / "public_teachers" / "params.yaml").read_text())
+    found: dict[str, dict[str, str]] = params["teachers"]
+    return found
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(number) for number in text.split(","))
+
+
+def test_the_camvid_teacher_is_normalised_as_its_authors_do() -> None:
+    described = teachers()["espnet"]
+    spec = ModelSpec(
+        builder="espnet:build",
+        num_classes=11,
+        class_names=tuple(CAMVID),
+        image_size=(8, 8),
+        mean=numbers(described["mean"]),
+        std=numbers(described["std"]),
+    )
+    model = Segmenter(nn.Identity(), spec)
+    rgb = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    mean_bgr, std_bgr = np.array([110.131, 108.331, 104.896]), np.array([72.015, 72.562, 69.853])
+    expected = (rgb[..., ::-1].astype(np.float64) - mean_bgr) / std_bgr / 255
+    ours = layers.swap_red_and_blue(model.normalise(torch.from_numpy(rgb.copy()).permute(2, 0, 1)[None]))
+    np.testing.assert_allclose(ours[0].permute(1, 2, 0).numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("file", PUBLISHED)
+def test_published_weights_fit_without_a_missing_name(file: str) -> None:
+    path = public(file)
+    builder, classes, arguments = PUBLISHED[file]
+    network = build_network(builder, classes, arguments)
+    load_weights(network, read_state_dict(path), origin=file)
+    assert network.eval()(noise(64, 64)).isfinite().all()
+
+
+@pytest.mark.parametrize(("name", "least"), [("espnet", 0.5), ("espnetv2", 0.45)])
+def test_a_published_teacher_segments_camvid(name: str, least: float, tmp_path: Path) -> None:
+    described = teachers()[name]
+    height, width = map(int, described["image_size"].split("x"))
+    settings = ImportSettings(
+        builder=described["builder"],
+        arguments=json.loads(described["arguments"]),
+        weights=str(public(described["weights"])),
+        class_names=tuple(CAMVID),
+        image_size=(height, width),
+        mean=numbers(described["mean"]),
+        std=numbers(described["std"]),
+        out=str(tmp_path / "teacher.safetensors"),
+    )
+    import_weights(settings)
+    for part in ("images", "labels"):
+        (tmp_path / "val" / part).mkdir(parents=True)
+        for path in sorted((DATA / "camvid" / "val" / part).iterdir())[::12]:
+            (tmp_path / "val" / part / path.name).symlink_to(path)
+    judged = evaluate(load_model(tmp_path / "teacher.safetensors"), open_labelled(str(tmp_path / "val")))
+    assert judged.miou > least
+
+
+def public(file: str) -> Path:
+    path = DATA / "teachers" / file
+    if not path.exists():
+        pytest.skip("the published weights are not here")
+    return path
