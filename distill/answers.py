@@ -1,9 +1,9 @@
 """The teacher's answers to the student's pictures: asked in every step, or once for a fixed number of pictures.
 
 Answers are the teacher's logits before the network enlarges them, and the inputs of those of its BatchNorm layers that
-the feature loss compares, in the layers' own standard deviations. Asked once, they are kept in half precision or 8 bits
-beside the runs (storage.answers). Runs with the same teacher, selection and pictures share them, whatever their seed,
-student, loss and weights.
+the feature loss compares, in the layers' own standard deviations; for a cut student, their kept channels. Asked once,
+they are kept in half precision or 8 bits beside the runs (storage.answers). Runs with the same teacher, selection and
+pictures share them, whatever their seed, student, loss and weights.
 
 Shapes: N images of a batch, K classes, C channels, h x w positions, H x W pixels.
 """
@@ -55,14 +55,24 @@ class Guide:
     """The layers of the teacher whose inputs are compared, by name."""
     enlargement: Enlargement
     precision: Precision
+    channels: Mapping[BatchNorm, Tensor] = dataclasses.field(default_factory=dict)
+    """The only channels that are answered of a layer, where these are not all."""
 
     @classmethod
-    def of(cls, teacher: Segmenter, compared: Sequence[nn.Module], precision: Precision) -> "Guide":
-        """Make the guide of a teacher whose inputs of these BatchNorm layers are compared."""
+    def of(
+        cls,
+        teacher: Segmenter,
+        compared: Sequence[nn.Module],
+        precision: Precision,
+        channels: Mapping[BatchNorm, Tensor] | None = None,
+    ) -> "Guide":
+        """Make the guide of a teacher whose inputs of these BatchNorm layers are compared, or some channels of them."""
         names = {module: name for name, module in teacher.network.named_modules()}
         layers = {names[layer]: layer for layer in compared if isinstance(layer, BatchNorm)}
         enlargement = find_enlargement(teacher, teacher.spec.image_size)
-        return cls(teacher=teacher, compared=layers, enlargement=enlargement, precision=precision)
+        return cls(
+            teacher=teacher, compared=layers, enlargement=enlargement, precision=precision, channels=channels or {}
+        )
 
     @torch.no_grad()
     def __call__(self, images_N3HW: Tensor) -> Answers:
@@ -72,8 +82,17 @@ class Guide:
             torch.autocast(self.teacher.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"),
         ):
             logits = self.enlargement.coarse(self.teacher, images_N3HW)
-        inputs = {name: standardised(found[layer], layer) for name, layer in self.compared.items()}
+        inputs = {name: self._compared(found[layer], layer) for name, layer in self.compared.items()}
         return {LOGITS: logits.float(), **inputs}
+
+    def _compared(self, input_NCHW: Tensor, layer: BatchNorm) -> Tensor:
+        channels = self.channels.get(layer)
+        return standardised(input_NCHW if channels is None else input_NCHW[:, channels], layer, channels)
+
+    def answer(self, answers: Answers, layer: BatchNorm, channels: Tensor | None = None) -> Tensor:
+        """The answered input of a layer, at some of its channels or at all that are answered."""
+        name = next(name for name, compared in self.compared.items() if compared is layer)
+        return answers[name] if channels is None or layer in self.channels else answers[name][:, channels]
 
     def shapes(self) -> dict[str, MapShape]:
         """Channels, height and width of each map of an answer."""

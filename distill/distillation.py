@@ -128,9 +128,10 @@ def _objective(
     distance = selection.table["distance"].to_numpy(dtype=np.float32)[training_places]
     height, width = teacher.spec.image_size
     compared = [theirs for _, theirs in inheritance.compared] if settings.features else []
-    compared += [adapter.theirs.layer for adapter in adapters]
+    adapted = [adapter.theirs.layer for adapter in adapters]  # they compare all channels
+    channels = {layer: kept for layer, kept in inheritance.channels.items() if layer not in adapted}
     return Distillation(
-        guide=Guide.of(teacher, compared, settings.precision),
+        guide=Guide.of(teacher, [*compared, *adapted], settings.precision, channels),
         pictures=Pictures(
             images=images,
             training_places=training_places,
@@ -167,6 +168,8 @@ def _answers(
         "mixup": settings.mixup,
         "precision": settings.precision,
     }
+    if objective.guide.channels:
+        about["channels"] = [kept.tolist() for kept in objective.guide.channels.values()]
     question = Question(
         guide=objective.guide,
         pictures=pictures,

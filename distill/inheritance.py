@@ -15,11 +15,16 @@ inherited modules,
   kernels are a fair beginning on another grid, as dilated networks begin with those of strided ones. The features on
   such a grid need not be the teacher's.
 
+A student that was cut out of the teacher (:mod:`distill.cutting`) inherits likewise from the teacher reduced to the
+student's channels. What it computes is compared with the kept channels of what the whole teacher computes. So only what
+reads the image alone can be frozen, and the statistics that BatchNorm layers keep are those of the whole teacher.
+
 Shapes: N images, C channels, H x W positions.
 """
 
+import copy as copying
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Self
@@ -30,6 +35,7 @@ from torch import Tensor, nn
 from distill.matching import Pair, differing_settings, matches, tensors
 from pipeline.batchnorm.layers import BatchNorm
 from pipeline.models.hooks import on_inputs
+from pipeline.models.narrowing import kept_of, narrow, relative
 from pipeline.models.segmenter import Segmenter
 from storage.errors import ModelError
 
@@ -92,6 +98,8 @@ class Inheritance:
     """Modules of the student that stay in eval mode during training."""
     compared: tuple[tuple[BatchNorm, BatchNorm], ...] = ()
     """BatchNorm layers of student and teacher whose inputs the feature loss compares."""
+    channels: Mapping[BatchNorm, Tensor] = dataclasses.field(default_factory=dict)
+    """Of a cut student: the channels of the teacher's compared layers that the student's have."""
     counts: Inherited = Inherited()
 
 
@@ -105,9 +113,9 @@ def inherit(student: Segmenter, teacher: Segmenter, *, copy: bool = True) -> Inh
     Raises:
         ModelError: the student equals the teacher, so that nothing is left to learn.
     """
-    size = teacher.spec.image_size
-    own_pass, their_pass = Pass.of(student, size), Pass.of(teacher, size)
-    pairs = matches(student.network, teacher.network)
+    reference = Reference.of(teacher, student)
+    own_pass, their_pass = Pass.of(student, teacher.spec.image_size), reference.passed
+    pairs = matches(student.network, reference.network)
     feeders = {(own, theirs): (own_pass.before(own), their_pass.before(theirs)) for own, theirs in pairs}
     pairs = [pair for pair in pairs if not isinstance(pair[0], BatchNorm) or feeders[pair] in pairs]
     if copy:
@@ -134,7 +142,8 @@ def inherit(student: Segmenter, teacher: Segmenter, *, copy: bool = True) -> Inh
     shared = [own for own, _ in pairs] if copy else [*fixed, *kept]
     return Inheritance(
         frozen=(*_with_wholes(student.network, fixed), *kept),
-        compared=tuple(compared),
+        compared=tuple((own, reference.whole(theirs)) for own, theirs in compared),
+        channels=reference.channels(theirs for _, theirs in compared),
         counts=Inherited.of(student, shared, frozen=len(fixed), compared=len(compared)),
     )
 
@@ -177,6 +186,54 @@ def _same_statistics(own: BatchNorm, theirs: BatchNorm) -> bool:
         isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)
         for a, b in ((own.running_mean, theirs.running_mean), (own.running_var, theirs.running_var))
     )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reference:
+    """The teacher as a student inherits from it: for a cut student, with the student's channels alone."""
+
+    network: nn.Module
+    passed: "Pass"
+    """What the modules of the whole teacher computed, by the modules of ``network``; of it, the kept channels."""
+    wholes: Mapping[nn.Module, nn.Module]
+    """The modules of the whole teacher, by those of ``network``."""
+    kept: Mapping[nn.Module, Sequence[int]]
+    """The output channels that modules of ``network`` keep, where these are not all."""
+
+    @classmethod
+    def of(cls, teacher: Segmenter, student: Segmenter) -> Self:
+        """Make the reference. A student that was not cut out of a network like the teacher sees the whole teacher."""
+        own, theirs = student.spec, teacher.spec
+        alike = (own.builder, own.arguments) == (theirs.builder, theirs.arguments)
+        kept = relative(own.kept, theirs.kept) if alike else None
+        passed = Pass.of(teacher, theirs.image_size)
+        if not kept:
+            modules = {module: module for module in teacher.network.modules()}
+            return cls(teacher.network, passed, modules, {})
+        network = copying.deepcopy(teacher.network)
+        narrow(network, kept)
+        part_of = dict(zip(teacher.network.modules(), network.modules(), strict=True))
+        sides = {teacher.network.get_submodule(name): entry for name, entry in kept.items()}
+        reduced = Pass(
+            [part_of[module] for module in passed.order],
+            {part_of[one]: kept_of(seen, one, sides.get(one, {}), "in") for one, seen in passed.inputs.items()},
+            {part_of[one]: kept_of(seen, one, sides.get(one, {}), "out") for one, seen in passed.outputs.items()},
+        )
+        outputs = {part_of[module]: entry["out"] for module, entry in sides.items() if "out" in entry}
+        return cls(network, reduced, {part: whole for whole, part in part_of.items()}, outputs)
+
+    def whole(self, layer: BatchNorm) -> BatchNorm:
+        """The layer of the whole teacher that a layer of the network is made of."""
+        whole = self.wholes[layer]
+        assert isinstance(whole, BatchNorm)
+        return whole
+
+    def channels(self, layers: Iterable[BatchNorm]) -> dict[BatchNorm, Tensor]:
+        """The kept channels of those of some layers that do not keep all, by the layers of the whole teacher."""
+        cut = [layer for layer in layers if layer in self.kept]
+        return {
+            self.whole(layer): torch.tensor(self.kept[layer]).to(self.passed.outputs[layer].device) for layer in cut
+        }
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -233,7 +290,10 @@ class Pass:
 
 
 def _close(one: Tensor | None, other: Tensor | None) -> bool:
-    return one is not None and other is not None and one.shape == other.shape and torch.allclose(one, other)
+    """Whether two maps are the same but for rounding, which is not that of a layer with more channels."""
+    if one is None or other is None or one.shape != other.shape:
+        return False
+    return torch.allclose(one, other, atol=1e-5 * float(other.abs().max()))
 
 
 @contextmanager
@@ -244,14 +304,16 @@ def recorded(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
         yield found
 
 
-def standardised(input_NCHW: Tensor, layer: BatchNorm) -> Tensor:
+def standardised(input_NCHW: Tensor, layer: BatchNorm, channels: Tensor | None = None) -> Tensor:
     """The input of a BatchNorm layer in its running standard deviations from its running mean, [N, C, H, W].
 
-    The deviations are those of :func:`live_variance`.
+    The deviations are those of :func:`live_variance`. If ``channels`` are given, the input has these of the layer's.
     """
     assert layer.running_mean is not None  # the layer is a teacher's, or inherited
-    scale_C = (live_variance(layer) + layer.eps).rsqrt()
-    return (input_NCHW.float() - layer.running_mean.float().view(1, -1, 1, 1)) * scale_C.view(1, -1, 1, 1)
+    mean_C, scale_C = layer.running_mean.float(), (live_variance(layer) + layer.eps).rsqrt()
+    if channels is not None:
+        mean_C, scale_C = mean_C[channels], scale_C[channels]
+    return (input_NCHW.float() - mean_C.view(1, -1, 1, 1)) * scale_C.view(1, -1, 1, 1)
 
 
 def feature_distance(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:

@@ -96,14 +96,14 @@ class Distillation:
             logits = model(images)
         target = self.guide.enlargement.enlarge(answers[LOGITS], (logits.shape[-2], logits.shape[-1]))
         losses = distillation_loss(logits, target, settings.loss, settings.temperature)
-        names = {layer: name for name, layer in self.guide.compared.items()}
         if compared:
-            own = [standardised(seen[layer], theirs) for layer, theirs in compared]
-            wanted = [answers[names[theirs]] for _, theirs in compared]
+            channels = self.inheritance.channels
+            own = [standardised(seen[layer], theirs, channels.get(theirs)) for layer, theirs in compared]
+            wanted = [self.guide.answer(answers, theirs, channels.get(theirs)) for _, theirs in compared]
             losses = losses + settings.features * feature_distance(own, wanted)
         if self.adapters:
             own = [adapter.convolution(seen[adapter.own.layer]).float() for adapter in self.adapters]
-            wanted = [answers[names[adapter.theirs.layer]] for adapter in self.adapters]
+            wanted = [self.guide.answer(answers, adapter.theirs.layer) for adapter in self.adapters]
             losses = losses + settings.adapters * feature_distance(own, wanted)
         return WeightedSum.of(losses, batch.weights_N.to(model.device))
 

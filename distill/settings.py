@@ -120,7 +120,9 @@ class DistillSettings(OptimisationSettings):
     )
     root: Annotated[str | None, "Where the corpus lies now, if it has moved since it was scored", DATA] = None
     student: Annotated[
-        str, "Network: lraspp_mobilenet_v3_large, Unet/mobilenet_v2, a builder, or a model file to continue", MODEL
+        str,
+        "Network: lraspp_mobilenet_v3_large, Unet/mobilenet_v2, a builder, teacher:WIDTH, or a model file to continue",
+        MODEL,
     ] = "lraspp_mobilenet_v3_large"
     student_arguments: Annotated[Arguments, "Further arguments of the student's builder", MODEL] = dataclasses.field(
         default_factory=dict

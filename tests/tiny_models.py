@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 
-from torch import Tensor, nn
+from torch import Tensor, cat, nn
 
 
 class TinyNetwork(nn.Module):
@@ -51,6 +51,55 @@ class StackedNetwork(nn.Module):
 
 def stacked(num_classes: int, blocks: int = 3, width: int = 8) -> nn.Module:
     return StackedNetwork(num_classes, blocks, width)
+
+
+class BraidedNetwork(nn.Module):
+    """A residual addition, a concatenation, and convolutions that are depthwise, transposed or in ``groups``."""
+
+    def __init__(self, num_classes: int, groups: int = 1) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())
+        self.block = nn.Sequential(
+            nn.Conv2d(16, 24, 3, padding=1), nn.BatchNorm2d(24), nn.ReLU(),
+            nn.Conv2d(24, 16, 3, padding=1), nn.BatchNorm2d(16),
+        )  # fmt: skip
+        self.down = nn.Sequential(nn.Conv2d(16, 32, 3, 2, 1, groups=groups), nn.BatchNorm2d(32), nn.ReLU())
+        self.deep = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1, groups=32), nn.BatchNorm2d(32), nn.ReLU())
+        self.up = nn.ConvTranspose2d(32, 16, 2, 2)
+        self.mix = nn.Sequential(nn.Conv2d(32, 16, 3, padding=1), nn.BatchNorm2d(16), nn.PReLU(16))
+        self.head = nn.Conv2d(16, num_classes, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        skip = self.stem(images)
+        skip = skip + self.block(skip)
+        logits: Tensor = self.head(self.mix(cat([self.up(self.deep(self.down(skip))).relu(), skip], dim=1)))
+        return logits
+
+
+def braided(num_classes: int, groups: int = 1) -> nn.Module:
+    return BraidedNetwork(num_classes, groups)
+
+
+class MixedNetwork(nn.Module):
+    """Every channel depends on all others by a softmax over channels, or over positions as in attention."""
+
+    def __init__(self, num_classes: int, attention: bool) -> None:
+        super().__init__()
+        self.first, self.head = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, num_classes, 1)
+        self.attention = attention
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.first(images)
+        if self.attention:
+            flat = features.flatten(2)
+            mixed = (flat @ flat.transpose(1, 2)).softmax(2) @ flat
+            features = mixed.unflatten(2, features.shape[2:])
+        logits: Tensor = self.head(features.softmax(1))
+        return logits
+
+
+def mixed(num_classes: int, attention: bool = False) -> nn.Module:
+    return MixedNetwork(num_classes, attention)
 
 
 def slow(num_classes: int) -> nn.Module:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.models.builders import backbone_normalisation, build_network
+from pipeline.models.narrowing import Kept, narrow
 from storage.errors import ModelError
 
 METADATA_KEY = "dfss"
@@ -47,6 +48,8 @@ class ModelSpec:
     mean: tuple[float, ...] = IMAGENET_MEAN
     """Per RGB channel, for values in [0, 1]."""
     std: tuple[float, ...] = IMAGENET_STD
+    kept: Kept = dataclasses.field(default_factory=dict)
+    """The channels of the builder's network that a cut network keeps (:mod:`pipeline.models.narrowing`)."""
 
     def __post_init__(self) -> None:
         if self.num_classes < 2:
@@ -62,10 +65,15 @@ class ModelSpec:
             raise ModelError(f"image size {self.image_size} is not height x width in pixels; see --image-size")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ModelError(f"mean {self.mean} and std {self.std} must be 3 numbers each, std above 0")
+        if not isinstance(self.kept, Mapping) or not all(isinstance(sides, Mapping) for sides in self.kept.values()):
+            raise ModelError("kept channels must be lists by module and side: {MODULE: {in: [...], out: [...]}}")
 
     def to_json(self) -> str:
         """Serialise; the same spec gives the same text."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        fields = dataclasses.asdict(self)
+        if not self.kept:
+            del fields["kept"]
+        return json.dumps(fields, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> "ModelSpec":
@@ -149,12 +157,14 @@ def as_logits(output: Any) -> Tensor:
 def build_model(spec: ModelSpec, *, pretrained_backbone: bool = False) -> Segmenter:
     """Build a network with random weights, or with a pretrained backbone if the builder has one.
 
-    A pretrained backbone comes with its own normalisation, which replaces that of ``spec``.
+    It is built whole, and then reduced to the channels that it keeps. A pretrained backbone comes with its own
+    normalisation, which replaces that of ``spec``.
 
     Raises:
-        ModelError: the builder is unknown, untrusted, or refuses its arguments.
+        ModelError: the builder is unknown, untrusted, or refuses its arguments, or lacks channels that are kept.
     """
     network = build_network(spec.builder, spec.num_classes, spec.arguments, pretrained_backbone=pretrained_backbone)
+    narrow(network, spec.kept)
     if pretrained_backbone:
         mean, std = backbone_normalisation(spec.builder)
         spec = dataclasses.replace(spec, mean=mean, std=std)
