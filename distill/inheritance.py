@@ -33,18 +33,11 @@ import torch
 from torch import Tensor, nn
 
 from distill.matching import Pair, differing_settings, matches, tensors
-from pipeline.batchnorm.layers import BatchNorm
+from pipeline.batchnorm.layers import BatchNorm, dead_channels
 from pipeline.models.hooks import on_inputs
 from pipeline.models.narrowing import kept_of, narrow, relative
 from pipeline.models.segmenter import Segmenter
 from storage.errors import ModelError
-
-DEAD = 0.01
-"""A channel is dead if its running variance is below this share of the layer's mean (ours).
-
-In five published teachers .3 to 5.5 % of all channels are below it, up to four fifths of a layer, most of them below
-a ten-thousandth.
-"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -335,5 +328,5 @@ def live_variance(layer: BatchNorm) -> Tensor:
     assert layer.running_var is not None  # inherited with the other tensors
     variance_C = layer.running_var.float()
     mean = variance_C.mean()
-    living_C = torch.where(variance_C < DEAD * mean, mean, variance_C)
+    living_C = torch.where(dead_channels(layer), mean, variance_C)
     return torch.where(mean > 0, living_C, torch.inf)

@@ -35,8 +35,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pipeline.batchnorm.distances import dead_channels, distance, layer_distances, running_statistics
-from pipeline.batchnorm.layers import BatchNormLayer, find_layers
+from pipeline.batchnorm.distances import distance, layer_distances, running_statistics
+from pipeline.batchnorm.layers import BatchNormLayer, dead_channels, find_layers
 from pipeline.batchnorm.moments import LayerStatistics, measure, record_bn_statistics
 from pipeline.decoding.pillow import Decoder
 from pipeline.devices import pick_device
@@ -287,7 +287,7 @@ def batch_statistics(layers: list[BatchNormLayer]) -> Iterator[dict[str, LayerSt
         mean_C, var_C = running_statistics(layer)
         shifted = input_NCHW.float() - mean_C.view(1, -1, 1, 1)  # no cancellation where the mean is large
         offset_NC, square_NC = (_batch_first(values.mean(dim=(2, 3))) for values in (shifted, shifted.square()))
-        dead_C = dead_channels(layer)
+        dead_C = dead_channels(layer.module)
         found[layer.name] = LayerStatistics(
             mean_NC=torch.where(dead_C, mean_C, offset_NC + mean_C),
             var_NC=torch.where(dead_C, var_C, (square_NC - offset_NC.square()).clamp(min=0)),

@@ -21,7 +21,6 @@ from pipeline.batchnorm.layers import BatchNormLayer
 from pipeline.batchnorm.moments import LayerStatistics
 from pipeline.settings import DistanceKind
 
-DEAD = 1e-3
 Formula = Callable[[LayerStatistics, BatchNormLayer], tuple[Tensor, Tensor]]
 """Mean part and variance part of one layer's distance, [N] each."""
 
@@ -71,13 +70,3 @@ def running_statistics(layer: BatchNormLayer) -> tuple[Tensor, Tensor]:
     assert module.running_mean is not None  # find_layers saw to it
     assert module.running_var is not None
     return module.running_mean.float(), module.running_var.float()
-
-
-def dead_channels(layer: BatchNormLayer) -> Tensor:
-    """The channels that were all but constant on the training images (ours), bool [C].
-
-    Their variance is below DEAD of the layer's eps or of its median channel's variance. Divided by so little, a channel
-    that moves at all would outweigh all others, so an optimiser must not follow it.
-    """
-    _, var_C = running_statistics(layer)
-    return var_C < DEAD * var_C.median().clamp(min=layer.module.eps)

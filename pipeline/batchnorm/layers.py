@@ -14,6 +14,12 @@ from pipeline.models.segmenter import Segmenter
 from storage.errors import ModelError
 
 BatchNorm = nn.BatchNorm2d | nn.SyncBatchNorm
+DEAD = 0.01
+"""A channel is dead if its running variance is at most this share of the layer's mean (ours).
+
+In five published teachers .3 to 5.5 % of all channels are below it, up to four fifths of a layer, most of them below
+a ten-thousandth.
+"""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -30,6 +36,16 @@ class BatchNormLayer:
     def channels(self) -> int:
         """The number of channels, C."""
         return int(self.module.num_features)
+
+
+def dead_channels(module: BatchNorm) -> Tensor:
+    """The channels that were all but constant on the training images (ours), bool [C].
+
+    Divided by so small a variance, a channel that moves at all would outweigh all others.
+    """
+    assert module.running_var is not None
+    variance_C = module.running_var.float()
+    return variance_C <= DEAD * variance_C.mean()
 
 
 def find_layers(teacher: Segmenter) -> list[BatchNormLayer]:

@@ -15,7 +15,7 @@ from stages import Stopped, make_settings, prepare_distill, score_folder, stop_a
 from torch import nn
 
 from distill.distillation import distill
-from distill.inheritance import Inherited, Pass, feature_distance, inherit, live_variance, recorded
+from distill.inheritance import Inherited, Pass, feature_distance, inherit, live_variance, recorded, standardised
 from distill.settings import DistillSettings
 from pipeline.models.files import load_model, save_model
 from pipeline.models.segmenter import IMAGENET_MEAN, IMAGENET_STD, ModelSpec, Segmenter, build_model
@@ -454,8 +454,7 @@ def test_feature_distance_is_in_the_teachers_standard_deviations_image_by_image(
     own = theirs.clone()
     own[1, 0] = 2.0  # one standard deviation in one of two channels
     own[2, 1] = -10.0  # two
-    mine = nn.BatchNorm2d(2)
-    distance = feature_distance({mine: own}, {layer: theirs}, [(mine, layer)])
+    distance = feature_distance([standardised(own, layer)], [standardised(theirs, layer)])
     assert distance.tolist() == pytest.approx([0.0, 0.5, 2.0])
 
 
@@ -466,13 +465,13 @@ def test_feature_distance_is_the_mean_over_layers_of_numpys_squares_over_varianc
     var = [rng.uniform(0, 0.5, shape[1]).astype(np.float32) for shape in shapes]
     var[0][2] = 1e-6  # a dead channel
     layers = [nn.BatchNorm2d(len(values), eps=0.2) for values in var]
-    mine = [nn.BatchNorm2d(len(values)) for values in var]
     for layer, values in zip(layers, var, strict=True):
         layer.running_var = torch.from_numpy(values)
     found = feature_distance(
-        dict(zip(mine, map(torch.from_numpy, own), strict=True)),
-        dict(zip(layers, map(torch.from_numpy, theirs), strict=True)),
-        list(zip(mine, layers, strict=True)),
+        *(
+            [standardised(torch.from_numpy(maps), layer) for maps, layer in zip(side, layers, strict=True)]
+            for side in (own, theirs)
+        )
     )
     np.testing.assert_allclose(found, oracles.feature_terms(own, theirs, var, 0.2), rtol=1e-5)
 
@@ -492,20 +491,19 @@ def test_a_dead_channel_is_measured_by_the_mean_variance_of_its_layer() -> None:
 
 def test_dead_channels_do_not_rule_the_feature_term() -> None:
     """The same difference in every channel counts about the same, whether a fifth of them is dead or none."""
-    mine, difference = nn.BatchNorm2d(10), torch.full((1, 10, 4, 4), 3.0)
+    difference = torch.full((1, 10, 4, 4), 3.0)
     found = {}
     for dead in (0, 2):
         layer = batch_norm([1e-12] * dead + [9.0] * (10 - dead), eps=1e-5)
-        distance = feature_distance({mine: difference}, {layer: torch.zeros(1, 10, 4, 4)}, [(mine, layer)])
+        distance = feature_distance([standardised(difference, layer)], [standardised(0 * difference, layer)])
         found[dead] = float(distance)
     assert found == pytest.approx({0: 1.0, 2: 0.8 + 0.2 * 10 / 8}, rel=1e-4)
 
 
 def test_a_layer_without_any_variance_adds_nothing_and_is_not_compared(stacked_teacher: Segmenter) -> None:
-    dead, alive, mine = batch_norm([0.0, 0.0]), batch_norm([4.0, 4.0]), [nn.BatchNorm2d(2), nn.BatchNorm2d(2)]
-    apart, zero = torch.full((1, 2, 3, 3), 2.0), torch.zeros(1, 2, 3, 3)
-    pairs = [(mine[0], dead), (mine[1], alive)]
-    distance = feature_distance({mine[0]: apart, mine[1]: apart}, {dead: zero, alive: zero}, pairs)
+    layers, apart = (batch_norm([0.0, 0.0]), batch_norm([4.0, 4.0])), torch.full((1, 2, 3, 3), 2.0)
+    own, theirs = ([standardised(maps, layer) for layer in layers] for maps in (apart, 0 * apart))
+    distance = feature_distance(own, theirs)
     assert distance.tolist() == [0.5]
     stacked_teacher.network.blocks[1][1].running_var.zero_()  # type: ignore[index, union-attr, operator]
     own = student(blocks=2)
@@ -520,7 +518,11 @@ def test_the_feature_term_reaches_the_student_only(stacked_teacher: Segmenter) -
         teacher(image)
     with recorded([mine for mine, _ in compared]) as seen:
         own(image)
-    feature_distance(seen, wanted, compared).sum().backward()
+    inputs = (
+        [standardised(seen[own], theirs) for own, theirs in compared],
+        [standardised(wanted[theirs], theirs) for _, theirs in compared],
+    )
+    feature_distance(*inputs).sum().backward()
     assert all(parameter.grad is None for parameter in teacher.parameters())
     learning = {name for name, parameter in own.network.named_parameters() if parameter.grad is not None}
     assert learning  # what lies before the last compared layer
