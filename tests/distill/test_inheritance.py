@@ -574,7 +574,8 @@ def features_apart(path: str, teacher: Segmenter, images: torch.Tensor) -> float
     with torch.no_grad(), recorded([mine for mine, _ in pairs]) as seen, recorded([theirs for _, theirs in pairs]) as w:
         own(images)
         teacher(images)
-    return float(feature_distance(seen, w, pairs).mean())
+    own_maps = [standardised(seen[mine], theirs) for mine, theirs in pairs]
+    return float(feature_distance(own_maps, [standardised(w[theirs], theirs) for _, theirs in pairs]).mean())
 
 
 def test_the_feature_term_brings_the_features_nearer(settings: DistillSettings, stacked_teacher: Segmenter) -> None:
