@@ -21,6 +21,7 @@ from distill.inheritance import Inheritance, Inherited, inherit
 from distill.labelled import LabelledFolder, check_labels, open_labelled
 from distill.objective import Distillation
 from distill.pictures import Pictures
+from distill.reconstruction import IMAGES, reconstruct
 from distill.sampling import hold_out
 from distill.settings import DistillSettings
 from distill.student import goes_on, make_student
@@ -99,6 +100,8 @@ def distill(settings: DistillSettings, progress: Progress = ignore) -> DistillRe
         folder.claim(settings, about)
         write_selection(selection, folder.selection)
         objective = _objective(settings, teacher, images, selection, held_out, val, inheritance, adapters)
+        if inheritance.channels and not goes_on(settings) and folder.finished() is None:
+            _reconstruct(student, objective)
         if settings.views and folder.finished() is None:
             objective = dataclasses.replace(objective, answers=_answers(settings, objective, selection, progress))
         training = Training(
@@ -112,6 +115,14 @@ def distill(settings: DistillSettings, progress: Progress = ignore) -> DistillRe
         )
         evaluation = training.run(progress)
     return DistillResult(path=folder.model, evaluation=evaluation, selection=selection, inherited=inheritance.counts)
+
+
+def _reconstruct(student: Segmenter, objective: Distillation) -> None:
+    """Fit a cut student to the teacher's features on the first training images."""
+    places = objective.pictures.training_places[:IMAGES]
+    images = objective.whole_images(places).to(student.device)
+    count = reconstruct(student, objective.guide.teacher, objective.inheritance, images)
+    logger.info("%d convolutions of the student were fitted to the teacher's features on %d images", count, len(places))
 
 
 def _objective(

@@ -116,7 +116,11 @@ class Distillation:
         return agreement(model, self.guide.teacher, self._held_out_batches())
 
     def _held_out_batches(self) -> Iterator[Tensor]:
-        size, views = self.settings.batch_size, self.pictures.views
+        size = self.settings.batch_size
         for start in range(0, len(self.held_out), size):
-            images = [self.pictures.images[place] for place in self.held_out[start : start + size]]
-            yield to_tensor([crop_image(image, whole_view(image.size, views), views) for image in images])
+            yield self.whole_images(self.held_out[start : start + size])
+
+    def whole_images(self, places: Sequence[int]) -> Tensor:
+        """Images at some places in the selection, each by its largest centred view, uint8 [N, 3, H, W]."""
+        views, images = self.pictures.views, [self.pictures.images[place] for place in places]
+        return to_tensor([crop_image(image, whole_view(image.size, views), views) for image in images])
