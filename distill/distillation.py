@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 from distill.adapters import Adapter, make_adapters
-from distill.answers import Guide, KeptAnswers, Question, ask
+from distill.answers import GIB, Guide, KeptAnswers, Question, ask
 from distill.evaluation import Evaluation
 from distill.inheritance import Inheritance, Inherited, inherit
 from distill.labelled import LabelledFolder, check_labels, open_labelled
@@ -37,6 +37,7 @@ from pipeline.selection.images import Covering, SelectedImages
 from pipeline.selection.select import check_selection, default_path, first, image_count, make_selection
 from pipeline.selection.weights import distance_weights
 from pipeline.settings import SelectSettings
+from storage.answers import Bits, size_of
 from storage.errors import ModelError, SelectionError
 from storage.progress import Progress, ignore
 from storage.scores.schema import SCORED
@@ -44,6 +45,8 @@ from storage.scores.store import ScoreStore, open_complete
 from storage.selection import Selection, read_selection, write_selection
 
 logger = logging.getLogger(__name__)
+MOST_VIEWS = 8
+"""Views of each image that the teacher is asked about once, unless a setting says otherwise."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -91,18 +94,19 @@ def distill(settings: DistillSettings, progress: Progress = ignore) -> DistillRe
     height, width = teacher.spec.image_size
     decode = Covering(height=math.ceil(height / settings.min_scale), width=math.ceil(width / settings.min_scale))
     with SelectedImages(store, selection, decode=decode, root=settings.root) as images:
+        objective = _objective(settings, teacher, images, selection, held_out, val, inheritance, adapters)
         about = {
             "teacher": fingerprint(teacher),
             "selection": selection.about,
             "held_out": len(held_out),
             "inherited": dataclasses.asdict(inheritance.counts),
+            "views": objective.pictures.fixed,
         }
         folder.claim(settings, about)
         write_selection(selection, folder.selection)
-        objective = _objective(settings, teacher, images, selection, held_out, val, inheritance, adapters)
         if inheritance.channels and not goes_on(settings) and folder.finished() is None:
             _reconstruct(student, objective)
-        if settings.views and folder.finished() is None:
+        if objective.pictures.fixed and folder.finished() is None:
             objective = dataclasses.replace(objective, answers=_answers(settings, objective, selection, progress))
         training = Training(
             model=student,
@@ -141,14 +145,15 @@ def _objective(
     compared = [theirs for _, theirs in inheritance.compared] if settings.features else []
     adapted = [adapter.theirs.layer for adapter in adapters]  # they compare all channels
     channels = {layer: kept for layer, kept in inheritance.channels.items() if layer not in adapted}
+    guide = Guide.of(teacher, [*compared, *adapted], settings.precision, channels)
     return Distillation(
-        guide=Guide.of(teacher, [*compared, *adapted], settings.precision, channels),
+        guide=guide,
         pictures=Pictures(
             images=images,
             training_places=training_places,
             views=ViewSettings(height=height, width=width, min_scale=settings.min_scale, jitter=settings.jitter),
             mixup=settings.mixup,
-            fixed=settings.views,
+            fixed=_views(settings, guide, len(training_places)),
         ),
         answers=None,
         held_out=held_out,
@@ -162,6 +167,20 @@ def _objective(
         adapters=adapters,
         settings=settings,
     )
+
+
+def _views(settings: DistillSettings, guide: Guide, images: int) -> int:
+    """The number of views of each image that the teacher is asked about once; 0 if it is asked in every step."""
+    if settings.views is not None:
+        return settings.views
+    views = MOST_VIEWS
+    size = size_of(guide.shapes(), rows=images * views, bits=_bits(settings))
+    pays = 2 * images * views <= settings.steps * settings.batch_size
+    return views if pays and size <= settings.cache_gib * GIB else 0
+
+
+def _bits(settings: DistillSettings) -> Bits:
+    return 8 if settings.answer_bits == "8" else 16
 
 
 def _answers(
@@ -185,7 +204,7 @@ def _answers(
         guide=objective.guide,
         pictures=pictures,
         folder=Path(settings.answers) if settings.answers else Path(settings.out).parent / "answers",
-        bits=8 if settings.answer_bits == "8" else 16,
+        bits=_bits(settings),
         about=about,
     )
     return ask(question, most_gib=settings.cache_gib, progress=progress)

@@ -155,8 +155,11 @@ class DistillSettings(OptimisationSettings):
     loss: Annotated[Loss, "Loss: KL divergence by pixel (the paper's) or by channel, or L1 of logits", METHOD] = "kl"
     temperature: Annotated[float, above(0), "Temperature of the KL divergences", METHOD] = 1.0
     views: Annotated[
-        Whole, "Views of each image that the teacher is asked about once; 0 for new views in every step", METHOD
-    ] = 0
+        Whole | None,
+        "Views of each image that the teacher is asked about once; 0: new views in every step [default: 8 if that "
+        "halves the teacher's work and fits, else 0]",
+        METHOD,
+    ] = None
     mixup: Annotated[
         float, at_least(0), at_most(1), "Share of the views that are mixed with a view of another image", METHOD
     ] = 0.0

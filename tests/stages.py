@@ -165,7 +165,7 @@ def make_distillation(
             training_places=list(training_places),
             views=ViewSettings(height=HEIGHT, width=WIDTH, min_scale=settings.min_scale, jitter=settings.jitter),
             mixup=settings.mixup,
-            fixed=settings.views,
+            fixed=settings.views or 0,
         ),
         held_out=[place for place in range(len(images)) if place not in training_places],
         schedule=WeightSchedule(

@@ -1,6 +1,7 @@
 """The teacher is asked once: what is exact, what is shared, what is continued."""
 
 import dataclasses
+import json
 import shutil
 import threading
 from collections import Counter
@@ -257,6 +258,27 @@ def test_a_run_without_views_asks_in_every_step_and_keeps_nothing(image_folder: 
     score_folder(image_folder, teacher_file)
     run_distill(make_settings(views=0))
     assert not Path("answers").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "views"),
+    [
+        ({"steps": 12}, 8),  # 3 images, 8 views each: half of 12 steps of 4 pictures
+        ({"steps": 11}, 0),
+        ({"steps": 12, "cache_gib": 1e-6}, 0),
+        ({"steps": 11, "views": 2}, 2),
+        ({"steps": 100, "views": 0}, 0),
+    ],
+)
+def test_the_teacher_is_asked_once_where_that_halves_its_work_and_fits(
+    changes: dict[str, Any], views: int, image_folder: Path, teacher_file: Path
+) -> None:
+    score_folder(image_folder, teacher_file)
+    run_distill(make_settings(budget=3, **changes))
+    assert json.loads(Path("run/settings.json").read_text())["views"] == views
+    assert Path("answers").exists() is bool(views)
+    forwards = json.loads(Path("run/metrics.json").read_text())["teacher_forwards"]
+    assert forwards == (3 * views if views else changes["steps"] * 4)
 
 
 def test_the_memory_that_answers_take_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
