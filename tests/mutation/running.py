@@ -177,12 +177,16 @@ def start(work: Callable[[], int], root: Path, folder: Path) -> int:
     folder.mkdir()
     sys.stdout.flush()
     sys.stderr.flush()
+    # An interruption waits until the fork is over: what Python runs around it would swallow the exception.
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     pid = os.fork()
     if pid:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
         return pid
     status = BROKEN
     try:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
         os.setsid()  # one group with its own children, to be killed together
         output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

@@ -28,7 +28,7 @@ TOLD: dict[type, OptimisationSettings] = {
 ABOUT = {"held_out": 1, "student_of": "abc"}
 OTHER: dict[str, Any] = {
     **{"image_size": (48, 64), "student_arguments": {"width": 5}, "arguments": {"width": 5}},
-    **{"budget": 5, "class_names": ("a", "b")},
+    **{"budget": 5, "class_names": ("a", "b"), "views": 3},
 }
 
 
