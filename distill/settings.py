@@ -71,7 +71,7 @@ class OptimisationSettings(Checked):
     val: Annotated[
         str | None, "Folder with images/ and labels/ to report mIoU on; not used in training or selection", DATA
     ] = None
-    eval_every: Annotated[Whole, "Steps between validations; 0 means five validations per run", RUN] = 0
+    eval_every: Annotated[Whole, "Steps between validations; 0: five; one more is after 1 % of all", RUN] = 0
     checkpoint_every: Annotated[Count, "Steps between checkpoints", RUN] = 200
     keep_checkpoint: Annotated[bool, "Keep the checkpoint of a finished run", RUN] = False
     device: Device = "auto"
@@ -81,10 +81,10 @@ class OptimisationSettings(Checked):
         bool, "Replace the run in --out; with --resume only if it is finished or has other settings", RUN
     ] = False
 
-    @property
-    def validate_every(self) -> int:
-        """Steps between validations."""
-        return self.eval_every or max(1, -(-self.steps // 5))
+    def validates(self, done: int) -> bool:
+        """Whether the model is validated after ``done`` steps: at intervals, at the end, and after exactly 1 %."""
+        interval = self.eval_every or max(1, -(-self.steps // 5))
+        return done % interval == 0 or done == self.steps or 100 * done == self.steps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -83,13 +83,15 @@ def test_every_arm_of_the_experiment_names_options_scores_and_images_that_exist(
     folder = ROOT / "recipes" / "camvid"
     arms = yaml.safe_load((folder / "arms.yaml").read_text())
     params = yaml.safe_load((folder / name).read_text())
-    stores = {*arms["scores"], *arms["synthesized"]}
+    stores = {*arms["scores"], *arms["piles"], *arms["synthesized"]}
     orders = {*arms["selections"], *arms["synthesized"]}
     assert {order["scores"] for order in arms["selections"].values()} <= stores
     known = {"scores": ScoreSettings, "synthesized": SynthesisSettings}
     for group, settings in known.items():
         for arm in arms[group].values():
             check_options(arm["options"], settings)
+    for arm in [*arms["arms"].values(), *params["arms"].values(), *params["references"].values()]:
+        assert arm["seeds"] in range(1, params["seeds"] + 1)
     for arm in [*arms["arms"].values(), *params["arms"].values()]:
         assert arm["scores"] in stores
         assert arm["selection"] in orders

@@ -119,7 +119,7 @@ class Training(Generic[BatchT]):
                     loss = f"loss {float(loss_tensor):.3f}"
                 if done % settings.checkpoint_every == 0 or last:
                     self.folder.save_checkpoint(done, self._trained, optimizer, seconds=clock.seconds)
-                if done % settings.validate_every == 0 or last:
+                if settings.validates(done):
                     evaluation = self.objective.evaluate(self.model)
                     if evaluation is not None:
                         log(done, {"miou": evaluation.miou, "pixel_accuracy": evaluation.pixel_accuracy})

@@ -5,8 +5,9 @@
 for the first seeds. Runs of further seeds may come from an earlier experiment and are not read.
 
 The JSON is a list of runs: ``arm``, ``seed``, ``steps``, ``miou`` (of the last step, on the labels of CamVid val),
-``pixel_accuracy``, ``iou`` by class, number of training ``images``, number of ``weights`` of the model, the ``cost`` of
-finding or making the images, and the run's ``settings``.
+``pixel_accuracy``, ``iou`` by class, ``miou_at`` (by step), ``seconds`` and ``teacher_forwards`` of the training,
+number of training ``images``, number of ``weights`` of the model, the ``cost`` of finding or making the images, and
+the run's ``settings``.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from shared.runs import cost_of, read_run
+from shared.runs import at, cost_of, reached, read_run
 
 from distill.labelled import open_labelled
 from pipeline.models.files import load_model
@@ -28,10 +29,8 @@ from pipeline.models.files import load_model
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-SHOWN = ("plain-random", "random", "dfss", "original")
-PLAIN = ("paper", "no-inheritance", "labels")  # arms whose students are trained from scratch
-COSTED = ("dfss", "refined", "synthesis")
-DRAWN = ("dfss", "random", "refined", "synthesis", "original", "labels", "paper", "plain-random", "plain-original")
+SHOWN = ("random", "dfss", "refined", "mobile-random", "mobile-dfss", "original")
+DRAWN = ("dfss", "random", "nearest", "refined", "synthesis", "original")
 
 
 def main() -> None:
@@ -49,11 +48,10 @@ def main() -> None:
     teacher = read_run(options.teacher) | {"arm": "teacher"}
     options.json.write_text(json.dumps([teacher, *runs], indent=1) + "\n")
     text = table(runs)
-    text += f"\n{cost_table(runs)}"
     options.table.write_text(text)
     print(f"teacher {teacher['miou']:.3f}")
     print(text)
-    draw_curves(options.runs, runs, teacher["miou"], options.curves)
+    draw_curves(runs, teacher["miou"], options.curves)
     draw_predictions(options.runs, options.data, options.teacher / "model.safetensors", options.predictions)
 
 
@@ -76,60 +74,63 @@ def read_runs(folder: Path, synthesized: Path, seeds: int) -> list[dict[str, Any
 
 
 def table(runs: list[dict[str, Any]]) -> str:
-    """A Markdown table of the mIoU of each arm, best first, also relative to random and original."""
+    """A Markdown table of the mIoU of each arm by student, best first: on the way, at the end, and at what cost."""
     frame = pd.DataFrame(runs)
     lines = [
-        "| arm | images | mIoU, mean ± deviation | each seed | minus random | of original |",
-        "|---|---|---|---|---|---|",
+        "| student | arm | images | at 1 % | at 10 % | at a third | mIoU, mean ± deviation | each seed | minus random "
+        "| of original | reaches random's end after | minutes | teacher forwards: images, training |",
+        f"|{'---|' * 13}",
     ]
     means = frame.groupby("arm")["miou"].mean()
-    for arm in means.sort_values(ascending=False).index:
-        own = frame[frame["arm"] == arm].sort_values("seed")
-        random, original = (means.get(f"{like(arm)}{name}", float("nan")) for name in ("random", "original"))
-        cells = [
-            arm,
-            "" if own["images"].isna().any() else f"{own['images'].iloc[0]:.0f}",
-            f"{means[arm]:.3f}" + (f" ± {own['miou'].std():.3f}" if len(own) > 1 else ""),
-            ", ".join(f"{value:.3f}" for value in own["miou"]),
-            "" if np.isnan(random) else f"{means[arm] - random:+.3f}",
-            "" if np.isnan(original) else f"{100 * means[arm] / original:.0f} %",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+    for student, group in frame.groupby(frame["arm"].map(student_of), sort=False):
+        prefix = "" if student == "small" else f"{student}-"
+        random, original = (means.get(f"{prefix}{name}", float("nan")) for name in ("random", "original"))
+        for arm in means[group["arm"].unique()].sort_values(ascending=False).index:
+            own = [run for run in sorted(runs, key=lambda run: int(run["seed"])) if run["arm"] == arm]
+            lines.append(row(str(student), own, random, original))
     return "\n".join(lines) + "\n"
 
 
-def like(arm: str) -> str:
-    """The prefix of the arms that train the same student in the same way on other images."""
-    if arm in PLAIN:
-        return "plain-"
-    return next((prefix for prefix in ("half-", "mobile-", "plain-") if arm.startswith(prefix)), "")
+def row(student: str, runs: list[dict[str, Any]], random: float, original: float) -> str:
+    """The row of one arm, from its runs and from the mean mIoU of the random and the original arm."""
+    final = np.array([run["miou"] for run in runs])
+    after = [reached(run, random) for run in runs]
+    cells = [
+        student,
+        runs[0]["arm"],
+        "" if runs[0]["images"] is None else str(runs[0]["images"]),
+        *(f"{np.mean([at(run, share) for run in runs]):.3f}" for share in (0.01, 0.1, 1 / 3)),
+        f"{final.mean():.3f}" + (f" ± {final.std(ddof=1):.3f}" if len(final) > 1 else ""),
+        ", ".join(f"{miou:.3f}" for miou in final),
+        "" if np.isnan(random) else f"{final.mean() - random:+.3f}",
+        "" if np.isnan(original) else f"{100 * final.mean() / original:.0f} %",
+        "" if np.isnan(random) or None in after else f"{100 * np.mean([share for share in after if share]):.0f} %",
+        f"{np.mean([run['seconds'] for run in runs]) / 60:.0f}",
+        f"{runs[0].get('cost', {}).get('teacher_forwards', 0):,}, {runs[0]['teacher_forwards']:,}",
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
-def cost_table(runs: list[dict[str, Any]]) -> str:
-    """A Markdown table of the cost of finding or making an arm's images, in images through the teacher."""
-    lines = ["| arm | teacher forwards | teacher backwards |", "|---|---|---|"]
-    for run in runs:
-        if run["seed"] == 0 and run["arm"] in COSTED and "cost" in run:
-            lines.append(
-                f"| {run['arm']} | {run['cost']['teacher_forwards']:,} | {run['cost']['teacher_backwards']:,} |"
-            )
-    return "\n".join(lines) + "\n"
+def student_of(arm: str) -> str:
+    """The student of an arm: small, unless its name says another."""
+    if arm.startswith("views-"):
+        return "mobile"
+    return next((name for name in ("mobile", "half") if arm.startswith(f"{name}-")), "small")
 
 
-def draw_curves(folder: Path, runs: list[dict[str, Any]], teacher: float, out: Path) -> None:
-    """Draw mIoU on val by step: the mean over seeds, with a band from the lowest to the highest."""
-    figure, axes = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
-    axes.axhline(teacher, color="black", linestyle=":", label="teacher")
-    for arm in (arm for arm in DRAWN if any(run["arm"] == arm for run in runs)):
-        files = sorted((folder / arm).glob("*/curves/plots/metrics/miou.tsv"))
-        if not files:
-            continue
-        columns = [pd.read_csv(file, sep="\t").set_index("step")["miou"] for file in files]
-        curves = pd.concat(columns, axis=1).sort_index()
-        (line,) = axes.plot(curves.index, curves.mean(axis=1), marker=".", label=arm)
-        axes.fill_between(curves.index, curves.min(axis=1), curves.max(axis=1), alpha=0.15, color=line.get_color())
-    axes.set(xlabel="step", ylabel="mIoU on CamVid val")
-    axes.legend(fontsize="small", ncols=2)
+def draw_curves(runs: list[dict[str, Any]], teacher: float, out: Path) -> None:
+    """Draw mIoU on val by step, a panel for each student: the mean over seeds, with a band from lowest to highest."""
+    figure, panels = plt.subplots(1, 2, figsize=(13, 4.8), layout="constrained", sharey=True)
+    for axes, prefix in zip(panels, ("", "mobile-"), strict=True):
+        axes.axhline(teacher, color="black", linestyle=":", label="teacher")
+        for arm in DRAWN:
+            curves = pd.DataFrame([pd.Series(run["miou_at"]) for run in runs if run["arm"] == f"{prefix}{arm}"])
+            if len(curves):
+                (line,) = axes.plot(curves.columns, curves.mean(), marker=".", label=arm)
+                axes.fill_between(curves.columns, curves.min(), curves.max(), alpha=0.15, color=line.get_color())
+        axes.set(xlabel="step", title=f"{student_of(prefix)} student")
+        axes.legend(fontsize="small", ncols=2)
+    panels[0].set_ylabel("mIoU on CamVid val")
     figure.savefig(out, dpi=120)
     plt.close(figure)
 

@@ -18,7 +18,7 @@ from typing import Any
 import matplotlib
 import pandas as pd
 import yaml
-from shared.runs import cost_of, read_run
+from shared.runs import at, cost_of, read_run
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -56,15 +56,13 @@ def read_arm(folder: Path, synthesized: Path) -> dict[str, Any]:
     teacher, student, images = arm.split("-")
     run = {"arm": arm, "teacher": teacher, "student": student, "from": images} | read_run(folder)
     run["cost"] = cost_of(run["settings"], synthesized)
-    curve = pd.read_csv(folder / "curves" / "plots" / "metrics" / "miou.tsv", sep="\t")
-    run["miou_at"] = {int(step): float(miou) for step, miou in zip(curve["step"], curve["miou"], strict=True)}
     return run
 
 
 def table(runs: list[dict[str, Any]], teachers: dict[str, float]) -> str:
     """A Markdown table of mIoU by teacher, student and images, at a third of the steps and at the end."""
     frame = pd.DataFrame(runs)
-    frame["early"] = [early(run) for run in runs]
+    frame["early"] = [at(run, 1 / 3) for run in runs]
     means = frame.groupby("arm")["miou"].mean()
     lines = [
         "| teacher (mIoU) | student (weights) | images | at a third | mIoU, mean ± deviation | each seed "
@@ -89,12 +87,6 @@ def table(runs: list[dict[str, Any]], teachers: dict[str, float]) -> str:
             ]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def early(run: dict[str, Any]) -> float:
-    """The mIoU of the first evaluation after a third of the steps."""
-    miou: float = run["miou_at"][min(step for step in run["miou_at"] if 3 * step >= run["steps"])]
-    return miou
 
 
 def draw_curves(runs: list[dict[str, Any]], teachers: dict[str, float], out: Path) -> None:
