@@ -27,6 +27,7 @@ def load_recipe(recipe: str, module: str) -> ModuleType:
     """A module of a recipe, which nobody installs; it finds its neighbours while it loads."""
     folder = str(Path(__file__).parents[1] / "recipes" / recipe)
     sys.path.insert(0, folder)
+    sys.modules.pop(module, None)  # another recipe may have one of this name
     try:
         return importlib.import_module(module)
     finally:
