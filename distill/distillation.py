@@ -17,6 +17,7 @@ from torch import nn
 from distill.adapters import Adapter, make_adapters
 from distill.answers import GIB, Guide, KeptAnswers, Question, ask
 from distill.evaluation import Evaluation
+from distill.hardness import Hardness
 from distill.inheritance import Inheritance, Inherited, inherit
 from distill.labelled import LabelledFolder, check_labels, open_labelled
 from distill.objective import Distillation
@@ -116,6 +117,7 @@ def distill(settings: DistillSettings, progress: Progress = ignore) -> DistillRe
             frozen=inheritance.frozen,
             figures={"teacher_forwards": objective.teacher_forwards},
             companions=nn.ModuleList(adapter.convolution for adapter in adapters),
+            kept={"hardness": objective.hardness} if objective.hardness is not None else {},
         )
         evaluation = training.run(progress)
     return DistillResult(path=folder.model, evaluation=evaluation, selection=selection, inherited=inheritance.counts)
@@ -165,8 +167,13 @@ def _objective(
         val=val,
         inheritance=inheritance,
         adapters=adapters,
+        hardness=_hardness(settings, len(training_places), teacher) if settings.hard else None,
         settings=settings,
     )
+
+
+def _hardness(settings: DistillSettings, images: int, teacher: Segmenter) -> Hardness:
+    return Hardness(images, batch_size=settings.batch_size, seed=settings.seed, device=teacher.device)
 
 
 def _views(settings: DistillSettings, guide: Guide, images: int) -> int:

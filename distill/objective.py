@@ -10,21 +10,26 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from distill.adapters import Adapter
 from distill.answers import LOGITS, Answers, Guide, KeptAnswers, to_device
 from distill.evaluation import Evaluation, agreement, evaluate, to_tensor
+from distill.hardness import Hardness, hard_slots
 from distill.inheritance import Inheritance, feature_distance, recorded, standardised
 from distill.labelled import LabelledFolder
 from distill.losses import distillation_loss
 from distill.pictures import Pictures
 from distill.sampling import draw, epoch_slice
 from distill.settings import DistillSettings
-from distill.training.processes import WeightedSum
+from distill.training.processes import Processes, WeightedSum, here
 from distill.views import View, crop_image, light_images, whole_view
 from distill.weighting import WeightSchedule
 from pipeline.models.segmenter import Segmenter
+
+HARD_DRAW = 20260419
+"""Ends the seed of a step's draw from the hardest images."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,6 +41,9 @@ class DistillBatch:
     weights_N: Tensor
     answers: Answers | None
     """The teacher's answers, if it was asked before."""
+    step: int = 0
+    drawn: tuple[int, ...] = ()
+    """The images of all slots of the step's batch, those of other processes too, by their places in training."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,6 +61,9 @@ class Distillation:
     val: LabelledFolder | None
     inheritance: Inheritance
     adapters: Sequence[Adapter] = ()
+    hardness: Hardness | None = None
+    """Which images are hard; None if no part of a batch is drawn from them."""
+    processes: Processes = dataclasses.field(default_factory=here)
     settings: DistillSettings
 
     @property
@@ -62,14 +73,15 @@ class Distillation:
         return len(pictures.training_places) * pictures.fixed or settings.steps * settings.batch_size
 
     def batch(self, step: int, slots: range) -> DistillBatch:
-        """Pictures for some slots of a step's batch. It is a pure function of seed, step and slot."""
+        """Pictures for some slots of a step's batch.
+
+        It is a pure function of seed, step and slot, and of the hardest images of the step's block.
+        """
         settings = self.settings
         weights = self.schedule.at(step / max(1, settings.steps - 1))
+        drawn = self._drawn(step, weights)
         if settings.by_sampling:
-            drawn = draw(weights, settings.batch_size, np.random.default_rng([settings.seed, step]))
             weights = np.ones(len(weights))
-        else:
-            drawn = epoch_slice(len(self.pictures.training_places), step, settings.batch_size, settings.seed)
         shown = [(drawn[slot], np.random.default_rng([settings.seed, step, slot])) for slot in slots]
         if self.answers is None:
             pictures = [self.pictures.draw(rng, place) for place, rng in shown]
@@ -84,7 +96,25 @@ class Distillation:
             views=tuple(picture.view for picture in pictures),
             weights_N=torch.tensor([picture.weight(weights) for picture in pictures], dtype=torch.float32),
             answers=answers,
+            step=step,
+            drawn=tuple(drawn),
         )
+
+    def _drawn(self, step: int, weights_N: NDArray[np.float64]) -> list[int]:
+        """The places of the images of a step's batch, the hard ones behind the others."""
+        settings = self.settings
+        hard = hard_slots(settings.hard, settings.batch_size) if self.hardness is not None else 0
+        usual = settings.batch_size - hard
+        if settings.by_sampling:
+            drawn = draw(weights_N, usual, np.random.default_rng([settings.seed, step]))
+        else:
+            drawn = epoch_slice(len(weights_N), step, usual, settings.seed)
+        if self.hardness is None:
+            return drawn
+        hardest = self.hardness.hardest(step)
+        chances = weights_N[hardest] if settings.by_sampling else np.ones(len(hardest))
+        rng = np.random.default_rng([settings.seed, step, 0, HARD_DRAW])
+        return [*drawn, *(int(hardest[index]) for index in draw(chances, hard, rng))]
 
     def loss(self, model: Segmenter, batch: DistillBatch, progress: float) -> WeightedSum:
         """The sums of the images' weighted losses and of their weights."""
@@ -96,6 +126,8 @@ class Distillation:
             logits = model(images)
         target = self.guide.enlargement.enlarge(answers[LOGITS], (logits.shape[-2], logits.shape[-1]))
         losses = distillation_loss(logits, target, settings.loss, settings.temperature)
+        if self.hardness is not None:
+            self.hardness.record(batch.step, batch.drawn, self.processes.gathered(losses.detach()))
         if compared:
             channels = self.inheritance.channels
             own = [standardised(seen[layer], theirs, channels.get(theirs)) for layer, theirs in compared]

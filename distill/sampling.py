@@ -25,7 +25,7 @@ def draw(weights_N: NDArray[np.float64], count: int, rng: np.random.Generator) -
     order = rng.permutation(len(weights_N))
     weights = weights_N[order] if weights_N.any() else np.ones(len(order))
     edges = np.cumsum(weights)
-    points = (rng.random() + np.arange(count)) * (edges[-1] / count)
+    points = (rng.random() + np.arange(count)) * (edges[-1] / max(1, count))
     points = points.clip(max=np.nextafter(edges[-1], 0))  # the last may be rounded up to the end
     places = np.searchsorted(edges, points, side="right")
     return [int(index) for index in rng.permutation(order[places])]

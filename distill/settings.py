@@ -152,6 +152,9 @@ class DistillSettings(OptimisationSettings):
     by_sampling: Annotated[
         bool, "Draw images in proportion to their weights instead of weighting their losses", METHOD
     ] = False
+    hard: Annotated[
+        float, at_least(0), at_most(1), "Share of each batch that comes from the hardest quarter of the images", METHOD
+    ] = 0.0
     loss: Annotated[Loss, "Loss: KL divergence by pixel (the paper's) or by channel, or L1 of logits", METHOD] = "kl"
     temperature: Annotated[float, above(0), "Temperature of the KL divergences", METHOD] = 1.0
     views: Annotated[

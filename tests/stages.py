@@ -20,6 +20,7 @@ from distill.adapters import Adapter
 from distill.answers import Guide
 from distill.distillation import distill
 from distill.evaluation import Evaluation
+from distill.hardness import Hardness
 from distill.inheritance import Inheritance
 from distill.objective import Distillation, DistillBatch
 from distill.pictures import Pictures
@@ -157,6 +158,7 @@ def make_distillation(
     images = images or [draw_image(index) for index in range(6)]
     settings = make_settings(**changes)
     inheritance = inheritance or Inheritance()
+    hardness = Hardness(len(training_places), batch_size=settings.batch_size, seed=settings.seed)
     compared = [*(theirs for _, theirs in inheritance.compared), *(adapter.theirs.layer for adapter in made)]
     return Distillation(
         guide=Guide.of((teacher or tiny_model()).requires_grad_(False), compared, settings.precision),
@@ -174,6 +176,7 @@ def make_distillation(
         val=None,
         inheritance=inheritance,
         adapters=made,
+        hardness=hardness if settings.hard else None,
         settings=settings,
     )
 

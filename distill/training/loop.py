@@ -27,6 +27,8 @@ from storage.errors import SettingsError
 from storage.progress import Progress, Step
 
 LOG_EVERY = 10
+AHEAD = 2
+"""Batches that are made in advance."""
 BatchT = TypeVar("BatchT")
 
 
@@ -58,6 +60,8 @@ class Training(Generic[BatchT]):
     """Modules that stay in eval mode during training."""
     companions: nn.Module = dataclasses.field(default_factory=nn.Module)
     """What is trained beside the model and dropped at the end."""
+    kept: Mapping[str, nn.Module] = dataclasses.field(default_factory=dict)
+    """State of the objective that a checkpoint keeps as well, by name."""
     figures: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Figures of the run that are known before it begins; its metrics.json holds them too."""
     processes: Processes = dataclasses.field(default_factory=here)
@@ -83,7 +87,7 @@ class Training(Generic[BatchT]):
         both = (*self.model.parameters(), *self.companions.parameters())
         learning = [parameter for parameter in both if parameter.requires_grad]
         optimizer = torch.optim.AdamW(learning, lr=settings.lr, weight_decay=settings.weight_decay)
-        start, spent = self.folder.load_checkpoint(self._trained, optimizer)
+        start, spent = self.folder.load_checkpoint(self._state, optimizer)
         clock = Clock(spent)
         progress(Step(done=start, total=settings.steps))
         evaluation = self._train(optimizer, start, clock, progress)
@@ -98,9 +102,9 @@ class Training(Generic[BatchT]):
         return evaluation
 
     @property
-    def _trained(self) -> dict[str, nn.Module]:
-        """Everything with weights that a checkpoint keeps, by name."""
-        return {"model": self.model.network, "companions": self.companions}
+    def _state(self) -> dict[str, nn.Module]:
+        """Everything that a checkpoint keeps beside the optimiser's state, by name."""
+        return {"model": self.model.network, "companions": self.companions, **self.kept}
 
     def _train(
         self, optimizer: torch.optim.Optimizer, start: int, clock: "Clock", progress: Progress
@@ -118,7 +122,7 @@ class Training(Generic[BatchT]):
                     log(done, {"loss": float(loss_tensor), "lr": optimizer.param_groups[0]["lr"]})
                     loss = f"loss {float(loss_tensor):.3f}"
                 if done % settings.checkpoint_every == 0 or last:
-                    self.folder.save_checkpoint(done, self._trained, optimizer, seconds=clock.seconds)
+                    self.folder.save_checkpoint(done, self._state, optimizer, seconds=clock.seconds)
                 if settings.validates(done):
                     evaluation = self.objective.evaluate(self.model)
                     if evaluation is not None:
@@ -167,7 +171,7 @@ class Clock:
 
 
 def ahead(
-    make: Callable[[int], BatchT], start: int, end: int, depth: int = 2
+    make: Callable[[int], BatchT], start: int, end: int, depth: int = AHEAD
 ) -> Generator[tuple[int, BatchT], None, None]:
     """Yield (step, make(step)) for start <= step < end while threads make up to ``depth`` batches in advance."""
     with ThreadPoolExecutor(max_workers=depth, thread_name_prefix="batch") as pool:

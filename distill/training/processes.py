@@ -41,6 +41,10 @@ class Processes(Protocol):
         """The loss of the complete batch, from the loss of this process's slots."""
         ...
 
+    def gathered(self, losses_N: Tensor) -> Tensor:
+        """The losses of all slots of a batch in their order, from those of this process's slots."""
+        ...
+
 
 class OneProcess:
     """A run in this process alone."""
@@ -52,6 +56,10 @@ class OneProcess:
     def joined(self, loss: WeightedSum) -> WeightedSum:
         """The loss, unchanged."""
         return loss
+
+    def gathered(self, losses_N: Tensor) -> Tensor:
+        """The losses, unchanged."""
+        return losses_N
 
 
 def here() -> Processes:

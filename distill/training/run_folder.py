@@ -118,15 +118,15 @@ class RunFolder:
         return (self.model_name, *MADE_BY_A_RUN)
 
     def save_checkpoint(
-        self, step: int, trained: Mapping[str, nn.Module], optimizer: Optimizer, *, seconds: float = 0.0
+        self, step: int, modules: Mapping[str, nn.Module], optimizer: Optimizer, *, seconds: float = 0.0
     ) -> None:
         """Publish the state after ``step`` steps that took so many seconds."""
-        weights = {name: module.state_dict() for name, module in trained.items()}
+        weights = {name: module.state_dict() for name, module in modules.items()}
         state = {"step": step, "seconds": seconds, "optimizer": optimizer.state_dict(), **weights}
         with publish(self.checkpoint) as partial:
             torch.save(state, partial)
 
-    def load_checkpoint(self, trained: Mapping[str, nn.Module], optimizer: Optimizer) -> tuple[int, float]:
+    def load_checkpoint(self, modules: Mapping[str, nn.Module], optimizer: Optimizer) -> tuple[int, float]:
         """Restore the checkpoint; return its number of steps and of seconds, or zeros if there is no checkpoint.
 
         Raises:
@@ -136,7 +136,7 @@ class RunFolder:
             return 0, 0.0
         try:
             state = torch.load(self.checkpoint, map_location=_device(optimizer), weights_only=True)
-            for name, module in trained.items():
+            for name, module in modules.items():
                 module.load_state_dict(state[name])
             optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError, KeyError, TypeError, EOFError, OSError, UnpicklingError) as error:
