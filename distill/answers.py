@@ -81,7 +81,11 @@ class Guide:
             recorded(self.compared.values()) as found,
             torch.autocast(self.teacher.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"),
         ):
-            logits = self.enlargement.coarse(self.teacher, images_N3HW)
+
+            def enough() -> bool:
+                return len(found) == len(self.compared)  # one may run after the logits, in an auxiliary head
+
+            logits = self.enlargement.coarse(self.teacher, images_N3HW, enough=enough)
         inputs = {name: self._compared(found[layer], layer) for name, layer in self.compared.items()}
         return {LOGITS: logits.float(), **inputs}
 
@@ -127,14 +131,11 @@ class Question:
             return open_answers(path, shapes, rows=self.rows, unit=unit, bits=self.bits, about=about)
 
 
-def ask(question: Question, *, most_gib: float, progress: Progress) -> "KeptAnswers":
-    """Ask the teacher what it has not answered yet; return all answers.
-
-    Of several runs that need the same answers, one asks and the others wait.
+def checked_size(question: Question, most_gib: float) -> int:
+    """Bytes of the answers before compression.
 
     Raises:
-        SettingsError: the answers are larger than ``most_gib``.
-        ModelError: the teacher's answers are not finite.
+        SettingsError: they are more than ``most_gib``.
     """
     size = size_of(question.guide.shapes(), rows=question.rows, bits=question.bits)
     if size > most_gib * GIB:
@@ -144,6 +145,19 @@ def ask(question: Question, *, most_gib: float, progress: Progress) -> "KeptAnsw
             f"{most_gib:g}; give fewer --views, --answer-bits 8, a smaller --budget, or more --cache-gib",
             field="cache_gib",
         )
+    return size
+
+
+def ask(question: Question, *, most_gib: float, progress: Progress) -> "KeptAnswers":
+    """Ask the teacher what it has not answered yet; return all answers.
+
+    Of several runs that need the same answers, one asks and the others wait.
+
+    Raises:
+        SettingsError: the answers are larger than ``most_gib``.
+        ModelError: the teacher's answers are not finite.
+    """
+    size = checked_size(question, most_gib)
     store = question.store()
     with exclusive(store.path, wait=True):
         if pending := store.pending_units():

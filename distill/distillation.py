@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import nn
 
 from distill.adapters import Adapter, make_adapters
-from distill.answers import GIB, Guide, KeptAnswers, Question, ask
+from distill.answers import GIB, Guide, Question, ask, checked_size
 from distill.evaluation import Evaluation
 from distill.hardness import Hardness
 from distill.inheritance import Inheritance, Inherited, inherit
@@ -87,6 +88,7 @@ def distill(settings: DistillSettings, progress: Progress = ignore) -> DistillRe
     else:
         inheritance = Inheritance(counts=Inherited.of(student))
     logger.info("the student %s", inheritance.counts)
+    torch.manual_seed(settings.seed)  # whatever a student's making drew: one that goes on draws without a seed
     adapters = make_adapters(student, teacher, settings.adapter_pairs) if settings.adapters else []
     if adapters:
         logger.info("adapters: %s", ", ".join(map(str, adapters)))
@@ -103,12 +105,16 @@ def distill(settings: DistillSettings, progress: Progress = ignore) -> DistillRe
             "inherited": dataclasses.asdict(inheritance.counts),
             "views": objective.pictures.fixed,
         }
+        question = _question(settings, objective, selection) if objective.pictures.fixed else None
+        if question is not None and (settings.overwrite or folder.finished() is None):
+            checked_size(question, settings.cache_gib)  # before an earlier run is replaced
         folder.claim(settings, about)
         write_selection(selection, folder.selection)
         if inheritance.channels and not goes_on(settings) and folder.finished() is None:
             _reconstruct(student, objective)
-        if objective.pictures.fixed and folder.finished() is None:
-            objective = dataclasses.replace(objective, answers=_answers(settings, objective, selection, progress))
+        if question is not None and folder.finished() is None:
+            answers = ask(question, most_gib=settings.cache_gib, progress=progress)
+            objective = dataclasses.replace(objective, answers=answers)
         training = Training(
             model=student,
             objective=objective,
@@ -190,10 +196,8 @@ def _bits(settings: DistillSettings) -> Bits:
     return 8 if settings.answer_bits == "8" else 16
 
 
-def _answers(
-    settings: DistillSettings, objective: Distillation, selection: Selection, progress: Progress
-) -> KeptAnswers:
-    """Ask the teacher once about the fixed pictures of the training images."""
+def _question(settings: DistillSettings, objective: Distillation, selection: Selection) -> Question:
+    """What the teacher is asked once: the fixed pictures of the training images."""
     pictures = objective.pictures
     rows = selection.table["row"].to_numpy(dtype=np.int64)[pictures.training_places]
     about = {
@@ -207,14 +211,13 @@ def _answers(
     }
     if objective.guide.channels:
         about["channels"] = [kept.tolist() for kept in objective.guide.channels.values()]
-    question = Question(
+    return Question(
         guide=objective.guide,
         pictures=pictures,
         folder=Path(settings.answers) if settings.answers else Path(settings.out).parent / "answers",
         bits=_bits(settings),
         about=about,
     )
-    return ask(question, most_gib=settings.cache_gib, progress=progress)
 
 
 def _teacher(settings: DistillSettings, store: ScoreStore) -> Segmenter:

@@ -41,7 +41,9 @@ def reconstruct(student: Segmenter, teacher: Segmenter, inheritance: Inheritance
     fitted: list[tuple[nn.Conv2d, BatchNorm]] = []
     for own, theirs in inheritance.compared:
         feeder = passed.before(own)
-        if theirs in inheritance.channels and type(feeder) is nn.Conv2d and _plain(feeder) and passed.ran_once(feeder):
+        if theirs not in inheritance.channels or type(feeder) is not nn.Conv2d or not passed.ran_once(feeder):
+            continue
+        if _plain(feeder) and passed.outputs[feeder] is passed.inputs[own]:  # nothing is added to it or joined with it
             fitted.append((feeder, theirs))
     wanted: dict[BatchNorm, Tensor] = {}
     with on_inputs((theirs, partial(_keep, wanted, theirs, inheritance.channels[theirs])) for _, theirs in fitted):

@@ -80,6 +80,27 @@ def braided(num_classes: int, groups: int = 1) -> nn.Module:
     return BraidedNetwork(num_classes, groups)
 
 
+class PreactivatedNetwork(nn.Module):
+    """BatchNorm layers that read a sum and a concatenation, as those of pre-activated ResNets and DenseNets."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())
+        self.first, self.second = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.of_sum, self.of_both = nn.BatchNorm2d(16), nn.BatchNorm2d(32)
+        self.head = nn.Conv2d(32, num_classes, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.stem(images)
+        summed = self.of_sum(features + self.first(features)).relu()
+        logits: Tensor = self.head(self.of_both(cat([summed, self.second(summed)], dim=1)).relu())
+        return logits
+
+
+def preactivated(num_classes: int) -> nn.Module:
+    return PreactivatedNetwork(num_classes)
+
+
 class MixedNetwork(nn.Module):
     """Every channel depends on all others by a softmax over channels, or over positions as in attention."""
 

@@ -7,6 +7,7 @@ Shapes: N images, K classes, h x w positions of the coarse grid, H x W pixels.
 """
 
 import dataclasses
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -30,13 +31,14 @@ class Enlargement:
     align_corners: bool
     """The convention of the enlargement, as in ``torch.nn.functional.interpolate``."""
 
-    def coarse(self, model: Segmenter, images_N3HW: Tensor) -> Tensor:
-        """The logits before they are enlarged, [N, K, h, w]. The forward pass ends there."""
+    def coarse(self, model: Segmenter, images_N3HW: Tensor, *, enough: Callable[[], bool] = lambda: True) -> Tensor:
+        """The logits before they are enlarged, [N, K, h, w]. The forward pass ends there if that is ``enough``."""
         found: list[Tensor] = []
 
         def stop(module: nn.Module, inputs: Any, output: Any) -> None:
             found.append(as_logits(output))
-            raise _StopForwardError
+            if enough():
+                raise _StopForwardError
 
         hook = self.module.register_forward_hook(stop)
         try:

@@ -8,12 +8,23 @@ import pytest
 import torch
 from conftest import HEIGHT, WIDTH, tiny_model, tiny_spec
 from safetensors import safe_open
-from stages import Stopped, batch_of, loss_of, make_distillation, make_settings, run_distill, score_folder, stop_at
+from stages import (
+    Stopped,
+    batch_of,
+    loss_of,
+    make_distillation,
+    make_settings,
+    prepare_distill,
+    run_distill,
+    score_folder,
+    stop_at,
+)
 from torch import Tensor, nn
 
 import distill.distillation
 from distill.adapters import make_adapters, maps_of
 from distill.views import light_images
+from pipeline.models.files import save_model
 from pipeline.models.segmenter import ModelSpec, Segmenter, build_model
 from storage.errors import SettingsError
 
@@ -128,3 +139,17 @@ def test_adapters_learn_are_resumed_with_the_run_and_dropped_in_the_end(
     assert Path("other/student.safetensors").read_bytes() == whole
     run_distill(dataclasses.replace(settings, adapters=0.0, out="without"))
     assert Path("without/student.safetensors").read_bytes() != whole
+
+
+def test_adapters_of_a_student_that_goes_on_begin_by_the_seed(
+    image_folder: Path, teacher_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score_folder(image_folder, teacher_file)
+    save_model(tiny_model(4, tiny_spec("tiny_models:small")), Path("begun.safetensors"))
+    found = []
+    for out in ("one", "two"):
+        torch.manual_seed(len(found))  # another process begins with any state
+        begun = prepare_distill(make_settings(student="begun.safetensors", adapters=1.0, out=out), monkeypatch)
+        found.append([adapter.convolution.weight for adapter in begun.objective.adapters])
+    assert found[0]
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))

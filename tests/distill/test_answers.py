@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 import distill.answers
 import distill.distillation
-from distill.answers import LOGITS, KeptAnswers, Question, ask
+from distill.answers import LOGITS, Guide, KeptAnswers, Question, ask
 from distill.inheritance import inherit
 from distill.objective import Distillation
 from distill.views import light_images
@@ -133,6 +133,31 @@ def test_with_equal_inputs_a_student_that_is_the_teacher_has_no_loss() -> None:
     assert float(found.detach()) == pytest.approx(0, abs=1e-5)
 
 
+class WithAuxiliaryHead(nn.Module):
+    """Its second BatchNorm layer runs after the logits, as those of torchvision's auxiliary heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.BatchNorm2d(4)
+        self.head, self.aux = nn.Conv2d(4, 3, 1), nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 3, 1))
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        features = self.norm(self.stem(images))
+        logits = F.interpolate(self.head(features), size=images.shape[-2:], mode="bilinear")
+        return {"out": logits, "aux": self.aux(features)}
+
+
+def test_inputs_of_layers_that_run_after_the_logits_are_answered_too() -> None:
+    teacher = Segmenter(WithAuxiliaryHead(), tiny_spec()).eval()
+    late = teacher.network.get_submodule("aux.0")
+    images = torch.rand(2, 3, HEIGHT, WIDTH)
+    answers = Guide.of(teacher, [late], "float32")(images)
+    assert answers[LOGITS].shape == (2, 3, HEIGHT // 2, WIDTH // 2)
+    with torch.no_grad():
+        features = teacher.network.norm(teacher.network.stem(teacher.normalise(images)))  # type: ignore[operator]
+    torch.testing.assert_close(answers["aux.0"], features / (1 + 1e-5) ** 0.5)
+
+
 def files_of(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
@@ -224,6 +249,12 @@ def test_answers_that_would_be_too_large_are_refused_before_anything_is_written(
     with pytest.raises(SettingsError, match=r"answers to 50 views of 22 images take 0\.0 GiB, more than 1e-06; give"):
         run_distill(make_settings(views=50, cache_gib=1e-6))
     assert not list(Path().glob("**/answers/*.zarr"))
+    assert not Path("run").exists()
+    run_distill(make_settings(views=1))  # what the message advises
+    student = Path("run/student.safetensors").read_bytes()
+    with pytest.raises(SettingsError, match="more than 1e-06"):
+        run_distill(make_settings(views=50, cache_gib=1e-6, overwrite=True))
+    assert Path("run/student.safetensors").read_bytes() == student
 
 
 def test_the_size_and_the_place_are_said_before_the_teacher_is_asked(image_folder: Path, teacher_file: Path) -> None:

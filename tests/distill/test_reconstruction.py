@@ -113,6 +113,19 @@ def test_fitted_features_are_nearer_the_teachers_on_other_images_too(braided: Se
     assert all(torch.equal(a, b[kept]) for (a, b), kept in zip(statistics, channels, strict=True))  # type: ignore[arg-type, index]
 
 
+def test_convolutions_whose_outputs_are_added_or_joined_before_batch_norm_keep_the_teachers_weights(
+    images: torch.Tensor,
+) -> None:
+    teacher = tiny_model(seed=5, spec=tiny_spec("tiny_models:preactivated"))
+    own = cut(teacher)
+    inheritance = inherit(own, teacher)
+    layers = [name for name, module in own.network.named_modules() if module in dict(inheritance.compared)]
+    assert layers == ["of_sum", "of_both"]
+    before = {name: values.clone() for name, values in own.network.state_dict().items()}
+    assert reconstruct(own, teacher, inheritance, images) == 0
+    assert all(torch.equal(values, before[name]) for name, values in own.network.state_dict().items())
+
+
 def test_convolutions_that_pad_otherwise_keep_the_teachers_weights(braided: Segmenter, images: torch.Tensor) -> None:
     for convolution in braided.modules():
         if isinstance(convolution, nn.Conv2d) and convolution.groups == 1:
