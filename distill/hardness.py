@@ -57,7 +57,7 @@ class Hardness(nn.Module):
         own, slots = (torch.tensor(list(values), device=self.losses_N.device) for values in (last, last.values()))
         self.losses_N[own] = losses_S.detach()[slots].to(self.losses_N)
         if (step + 1) % self.block == 0:
-            following = (step + 1) // self.block + 1
+            following = step // self.block + 2
             self.hardest_2K[following % 2] = self._rank(following)
             self.blocks_2[following % 2] = following
 
