@@ -186,12 +186,6 @@ def _ask(question: Question, store: AnswerStore, pending: list[range], note: str
             report()
 
 
-def mirrored(answers: Answers, which: Sequence[bool]) -> Answers:
-    """The answers with those of some images mirrored."""
-    flip = torch.tensor(which).view(-1, 1, 1, 1)
-    return {name: torch.where(flip, values.flip(3), values) for name, values in answers.items()}
-
-
 def to_device(answers: Answers, device: torch.device) -> Answers:
     """The answers on a device."""
     return {name: values.to(device, non_blocking=True) for name, values in answers.items()}

@@ -1,6 +1,6 @@
 """Hard samples: a part of every batch comes from the quarter of the images that the student predicts worst.
 
-Ours, after KD3 (Tang et al., arXiv 2307.11469) and SSD-KD (Liu et al., arXiv 2406.07876), which prefer samples by what
+Ours, after KD3 (arXiv 2307.11469) and SSD-KD, which prefer samples by what
 teacher and student say of them. An image is as hard as its last loss KD_i, which its training step gives for nothing.
 An image without a loss is harder than any other.
 

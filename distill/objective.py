@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distill.adapters import Adapter
-from distill.answers import LOGITS, Answers, Guide, KeptAnswers, mirrored, to_device
+from distill.answers import LOGITS, Answers, Guide, KeptAnswers, to_device
 from distill.evaluation import Evaluation, agreement, evaluate, to_tensor
 from distill.hardness import Hardness, hard_slots
 from distill.inheritance import Inheritance, feature_distance, recorded, standardised
@@ -89,8 +89,8 @@ class Distillation:
         else:
             asked = [(place, int(rng.integers(self.pictures.fixed))) for place, rng in shown]
             fixed = [self.pictures.draw_fixed(place, number) for place, number in asked]
-            pictures = [self.pictures.changed(picture, rng) for picture, (_, rng) in zip(fixed, shown, strict=True)]
-            answers = mirrored(self.answers(asked), [picture.view.flip for picture in pictures])
+            pictures = [self.pictures.lit(picture, rng) for picture, (_, rng) in zip(fixed, shown, strict=True)]
+            answers = self.answers(asked)
         return DistillBatch(
             images_N3HW=to_tensor([self.pictures.pixels(picture) for picture in pictures]),
             views=tuple(picture.view for picture in pictures),

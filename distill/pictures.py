@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.views import View, ViewSettings, changed, crop_image, draw_view
+from distill.views import PLAIN, View, ViewSettings, crop_image, draw_light, draw_view
 
 FIXED_PICTURES = 20260417
 """Begins the seed of a fixed picture."""
@@ -60,17 +60,14 @@ class Pictures:
         return Picture(place=place, view=view, partner=other, share=float(rng.uniform(0.5, 1)))
 
     def draw_fixed(self, place: int, number: int) -> Picture:
-        """The fixed picture of this number, which is neither mirrored nor lit: :meth:`changed` does that."""
+        """The fixed picture of this number, in the light of the photographs: a step changes it (:meth:`lit`)."""
         picture = self.draw(np.random.default_rng([FIXED_PICTURES, place, number]), place)
-        return dataclasses.replace(picture, view=View(box=picture.view.box))
+        return dataclasses.replace(picture, view=dataclasses.replace(picture.view, light=PLAIN))
 
-    def changed(self, picture: Picture, rng: np.random.Generator) -> Picture:
-        """A fixed picture as a step shows it, mirrored and lit at random."""
-        partner = picture.partner
-        view = changed(picture.view, rng, self.views)
-        if partner is not None and view.flip:
-            partner = dataclasses.replace(partner, view=dataclasses.replace(partner.view, flip=not partner.view.flip))
-        return dataclasses.replace(picture, view=view, partner=partner)
+    def lit(self, picture: Picture, rng: np.random.Generator) -> Picture:
+        """A fixed picture as a step shows it, in a random light."""
+        view = dataclasses.replace(picture.view, light=draw_light(rng, self.views))
+        return dataclasses.replace(picture, view=view)
 
     def pixels(self, picture: Picture) -> NDArray[np.uint8]:
         """The picture without its change of light, uint8 [H, W, 3]."""

@@ -16,6 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 Box = tuple[float, float, float, float]
+Light = tuple[float, float, float]
+"""Factors of brightness, contrast and saturation."""
+PLAIN: Light = (1.0, 1.0, 1.0)
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow's conversion to grey
 
 
@@ -35,7 +38,7 @@ class View:
 
     box: Box
     flip: bool = False
-    light: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    light: Light = PLAIN
     """Factors of brightness, contrast and saturation."""
 
 
@@ -47,14 +50,14 @@ def draw_view(rng: np.random.Generator, size: tuple[int, int], settings: ViewSet
     crop_width = min(width, height * aspect) * scale
     crop_height = min(height, width / aspect) * scale
     left, top = rng.uniform(0, width - crop_width), rng.uniform(0, height - crop_height)
-    return changed(View(box=(left, top, left + crop_width, top + crop_height)), rng, settings)
+    light = draw_light(rng, settings)
+    return View(box=(left, top, left + crop_width, top + crop_height), flip=bool(rng.random() < 0.5), light=light)
 
 
-def changed(view: View, rng: np.random.Generator, settings: ViewSettings) -> View:
-    """Draw mirroring and light of a view anew."""
-    light = 1 + settings.jitter * rng.uniform(-1, 1, size=3)
-    flip = bool(rng.random() < 0.5)
-    return View(box=view.box, flip=flip, light=(float(light[0]), float(light[1]), float(light[2])))
+def draw_light(rng: np.random.Generator, settings: ViewSettings) -> Light:
+    """Draw factors of brightness, contrast and saturation."""
+    brightness, contrast, saturation = 1 + settings.jitter * rng.uniform(-1, 1, size=3)
+    return float(brightness), float(contrast), float(saturation)
 
 
 def whole_view(size: tuple[int, int], settings: ViewSettings) -> View:

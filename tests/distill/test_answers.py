@@ -8,7 +8,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import oracles
 import pytest
 import torch
@@ -19,7 +18,7 @@ from torch.nn import functional as F
 
 import distill.answers
 import distill.distillation
-from distill.answers import LOGITS, KeptAnswers, Question, ask, mirrored
+from distill.answers import LOGITS, KeptAnswers, Question, ask
 from distill.inheritance import inherit
 from distill.objective import Distillation
 from distill.views import light_images
@@ -53,7 +52,7 @@ def truth(distillation: Distillation, pixels: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("mixup", [0.0, 0.5])
-def test_an_answer_is_what_the_teacher_says_of_the_picture_before_mirroring_and_light(mixup: float) -> None:
+def test_an_answer_is_what_the_teacher_says_of_the_picture_in_its_own_light(mixup: float) -> None:
     distillation = asked_once(mixup=mixup)
     assert distillation.answers is not None
     mixtures = 0
@@ -69,25 +68,21 @@ def test_an_answer_is_what_the_teacher_says_of_the_picture_before_mirroring_and_
     assert distillation.answers([(0, 0)])[LOGITS].shape == (1, 3, HEIGHT // 2, WIDTH // 2)  # before it is enlarged
 
 
-def test_a_step_shows_the_fixed_pictures_mirrored_with_their_answers_and_lit_anew() -> None:
+def test_a_step_shows_fixed_pictures_with_their_answers_and_lit_anew() -> None:
     distillation = asked_once()
     sources = {}
     for place in range(4):
         for number in range(3):
             picture = distillation.pictures.draw_fixed(place, number)
-            assert not picture.view.flip
-            assert picture.view.light == (1.0, 1.0, 1.0)
             sources[place, number] = distillation.pictures.pixels(picture)
     lights, seen = [], Counter[tuple[int, int]]()
     for step in range(9):
         batch = batch_of(distillation, step)
         assert batch.answers is not None
         for pixels, view, answer in zip(batch.images_N3HW, batch.views, batch.answers[LOGITS], strict=True):
-            upright = pixels.permute(1, 2, 0).numpy()[:, :: -1 if view.flip else 1]
-            (found,) = [key for key, source in sources.items() if (source == upright).all()]
+            (found,) = [key for key, source in sources.items() if (source == pixels.permute(1, 2, 0).numpy()).all()]
             seen[found] += 1
-            kept = distillation.answers([found])[LOGITS][0]  # type: ignore[misc]
-            np.testing.assert_array_equal(answer.numpy(), kept.numpy()[:, :, :: -1 if view.flip else 1])
+            assert torch.equal(answer, distillation.answers([found])[LOGITS][0])  # type: ignore[misc]
             lights.append(view.light)
     assert len(set(lights)) == len(lights)
     assert len(seen) > 8  # of 12: every image with several of its pictures
@@ -134,11 +129,8 @@ def test_compared_inputs_are_kept_in_the_teachers_standard_deviations() -> None:
 
 def test_with_equal_inputs_a_student_that_is_the_teacher_has_no_loss() -> None:
     distillation = asked_once(jitter=0.0)
-    batch = batch_of(distillation, 1)
-    upright = dataclasses.replace(batch, images_N3HW=torch.stack([
-        pixels.flip(2) if view.flip else pixels for pixels, view in zip(batch.images_N3HW, batch.views, strict=True)
-    ]), answers=mirrored(batch.answers or {}, [view.flip for view in batch.views]))  # fmt: skip
-    assert float(loss_of(distillation, distillation.guide.teacher, upright).detach()) == pytest.approx(0, abs=1e-5)
+    found = loss_of(distillation, distillation.guide.teacher, batch_of(distillation, 1))
+    assert float(found.detach()) == pytest.approx(0, abs=1e-5)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

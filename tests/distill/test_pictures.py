@@ -51,14 +51,16 @@ def test_a_mixture_is_the_weighted_mean_of_both_views_and_of_both_weights() -> N
     assert Picture(place=1, view=own).weight(np.array([0.2, 0.4, 1.0, 0.0])) == 0.4
 
 
-def test_a_fixed_mixture_is_mirrored_as_a_whole() -> None:
-    made, flips = pictures(mixup=1.0), set()
+@pytest.mark.parametrize("mixup", [0.0, 1.0])
+def test_a_step_shows_a_fixed_picture_in_another_light_and_otherwise_as_it_is(mixup: float) -> None:
+    made, flips = pictures(mixup), set()
     for number in range(6):
         fixed = made.draw_fixed(2, number)
-        changed = made.changed(fixed, np.random.default_rng(number))
-        mirrored = made.pixels(changed)[:, :: -1 if changed.view.flip else 1]
-        np.testing.assert_array_equal(mirrored, made.pixels(fixed))
-        assert changed.view.box == fixed.view.box
-        assert changed.view.light != fixed.view.light
-        flips.add(changed.view.flip)
+        lit = made.lit(fixed, np.random.default_rng(number))
+        np.testing.assert_array_equal(made.pixels(lit), made.pixels(fixed))
+        assert (lit.view.box, lit.view.flip, lit.partner) == (fixed.view.box, fixed.view.flip, fixed.partner)
+        assert fixed.view.light == (1.0, 1.0, 1.0)
+        assert all(0.7 <= factor <= 1.3 for factor in lit.view.light)
+        assert len(set(lit.view.light)) == 3
+        flips.add(fixed.view.flip)
     assert flips == {False, True}
