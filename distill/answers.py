@@ -30,7 +30,7 @@ from pipeline.batchnorm.layers import BatchNorm
 from pipeline.models.enlargement import Enlargement, find_enlargement
 from pipeline.models.segmenter import Segmenter
 from pipeline.settings import Precision
-from storage.answers import AnswerStore, Bits, MapShape, open_answers, restored, size_of
+from storage.answers import ANSWERS_VERSION, AnswerStore, Bits, MapShape, open_answers, restored, size_of
 from storage.errors import ModelError, SettingsError
 from storage.progress import Progress, Step
 from storage.scores.claim import exclusive, sweep
@@ -42,6 +42,8 @@ UNIT_IMAGES = 16
 """Images whose fixed pictures make a work unit."""
 CACHE_BYTES = 2 << 30
 GIB = 1 << 30
+MOST_HALF = 65504.0
+"""The largest number in half precision."""
 Answers = dict[str, Tensor]
 """Coarse logits and compared inputs by name, [N, C, h, w] each."""
 
@@ -124,7 +126,7 @@ class Question:
     def store(self) -> AnswerStore:
         """The store of the answers, which may be empty."""
         about, shapes = {**self.about, "pictures": self.pictures.fixed}, self.guide.shapes()
-        known = json.dumps([about, shapes, self.bits], sort_keys=True)
+        known = json.dumps([ANSWERS_VERSION, about, shapes, self.bits], sort_keys=True)
         path = self.folder / f"{hashlib.sha256(known.encode()).hexdigest()[:16]}.zarr"
         unit = min(self.rows, UNIT_IMAGES * self.pictures.fixed)
         with exclusive(path, wait=True):
@@ -188,9 +190,16 @@ def _ask(question: Question, store: AnswerStore, pending: list[range], note: str
         for index, images in made:
             unit, rows = batches[index]
             answers = guide(images.to(guide.teacher.device))
+            # A common offset of all logits means nothing to any loss, but half precision would round it.
+            answers[LOGITS] = answers[LOGITS] - answers[LOGITS].mean(dim=(1, 2, 3), keepdim=True)
             for name, values in answers.items():
                 if not values.isfinite().all():
                     raise ModelError(f"the teacher's {name} are not finite; check its weights, or use float32")
+                if question.bits == 16 and values.abs().max() > MOST_HALF:
+                    raise ModelError(
+                        f"the teacher's {name} are up to {float(values.abs().max()):.3g}, but half precision ends at "
+                        f"{MOST_HALF:.0f}; give --answer-bits 8, or --views 0"
+                    )
             collected.append(answers)
             done += len(rows)
             if rows.stop == unit.stop:

@@ -1,8 +1,8 @@
 """Hard samples: a part of every batch comes from the quarter of the images that the student predicts worst.
 
-Ours, after KD3 (arXiv 2307.11469) and SSD-KD, which prefer samples by what
-teacher and student say of them. An image is as hard as its last loss KD_i, which its training step gives for nothing.
-An image without a loss is harder than any other.
+Ours, after KD3 (arXiv 2307.11469) and SSD-KD, which prefer samples by what teacher and student say of them. An image is
+as hard as its last loss KD_i, which its training step gives for nothing. An image without a loss is harder than any
+other.
 
 The run is divided into blocks of about one epoch. The hardest quarter in block b follows from the losses before block
 b - 1, so it is known a block before it is needed. Batches that are made in advance, and those after a resumption, are
@@ -57,7 +57,7 @@ class Hardness(nn.Module):
         own, slots = (torch.tensor(list(values), device=self.losses_N.device) for values in (last, last.values()))
         self.losses_N[own] = losses_S.detach()[slots].to(self.losses_N)
         if (step + 1) % self.block == 0:
-            following = (step + 1) // self.block + 1
+            following = step // self.block + 2
             self.hardest_2K[following % 2] = self._rank(following)
             self.blocks_2[following % 2] = following
 

@@ -41,8 +41,8 @@ class DistillBatch:
     weights_N: Tensor
     answers: Answers | None
     """The teacher's answers, if it was asked before."""
-    step: int = 0
-    drawn: tuple[int, ...] = ()
+    step: int
+    drawn: tuple[int, ...]
     """The images of all slots of the step's batch, those of other processes too, by their places in training."""
 
 

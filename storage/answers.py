@@ -57,7 +57,7 @@ class AnswerStore:
             if self._array(name).dtype == np.uint8:
                 columns[name], columns[name + RANGE] = quantised(values)
             else:
-                columns[name] = halved(values)
+                columns[name] = values.astype(np.float16)
         write_unit(self.group, rows, columns)
 
     def read(self, row: int) -> dict[str, NDArray[Any]]:
@@ -80,7 +80,7 @@ def open_answers(
     """
     wanted = {
         "answers_version": ANSWERS_VERSION, "maps": {name: list(shape) for name, shape in shapes.items()},
-        "rows": rows, "unit": unit, "bits": bits, **about,
+        "rows": rows, "unit": unit, "bits": bits, "about": dict(about),
     }  # fmt: skip
     if path.exists():
         return _existing(path, wanted)
@@ -121,12 +121,6 @@ def size_of(shapes: Mapping[str, MapShape], *, rows: int, bits: Bits) -> int:
     values = sum(int(np.prod(shape)) for shape in shapes.values())
     ranges = sum(8 * shape[0] for shape in shapes.values()) if bits == 8 else 0
     return rows * (values * bits // 8 + ranges)
-
-
-def halved(values: NDArray[np.float32]) -> NDArray[np.float16]:
-    """Values in half precision; those beyond its range become its extremes."""
-    most = np.finfo(np.float16).max
-    return values.clip(-most, most).astype(np.float16)
 
 
 def quantised(values_RChw: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:

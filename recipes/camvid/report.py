@@ -78,7 +78,7 @@ def table(runs: list[dict[str, Any]]) -> str:
     frame = pd.DataFrame(runs)
     lines = [
         "| student | arm | images | at 1 % | at 10 % | at a third | mIoU, mean ± deviation | each seed | minus random "
-        "| of original | reaches random's end after | minutes | teacher forwards: images, training |",
+        "| of original | reaches random's end after | minutes of training | teacher forwards: images, training |",
         f"|{'---|' * 13}",
     ]
     means = frame.groupby("arm")["miou"].mean()

@@ -62,7 +62,10 @@ def test_an_answer_is_what_the_teacher_says_of_the_picture_in_its_own_light(mixu
             pixels = torch.from_numpy(distillation.pictures.pixels(picture).copy()).permute(2, 0, 1)[None]
             answer = distillation.answers([(place, number)])[LOGITS]
             enlarged = distillation.guide.enlargement.enlarge(answer, (HEIGHT, WIDTH))
-            torch.testing.assert_close(enlarged, truth(distillation, pixels), rtol=2e-3, atol=2e-3)
+            assert float(answer.mean()) == pytest.approx(0, abs=1e-3)  # an offset of all logits means nothing
+            wanted = truth(distillation, pixels)
+            offset = (wanted - enlarged).mean()
+            torch.testing.assert_close(enlarged + offset, wanted, rtol=2e-3, atol=2e-3)
             mixtures += picture.partner is not None
     assert (mixtures > 0) is (mixup > 0)
     assert distillation.answers([(0, 0)])[LOGITS].shape == (1, 3, HEIGHT // 2, WIDTH // 2)  # before it is enlarged
@@ -275,6 +278,18 @@ def test_answers_that_are_not_finite_are_an_error(image_folder: Path, teacher_fi
     )
     with pytest.raises(ModelError, match="the teacher's logits are not finite"):
         ask(question, most_gib=1, progress=ignore)
+
+
+def test_an_offset_of_all_logits_costs_no_precision_and_logits_beyond_half_precision_are_refused() -> None:
+    plain, shifted = asked_once(), make_distillation(images=IMAGES, training_places=PLACES, views=3)
+    shifted.guide.teacher.network.head.bias.data += 3000  # type: ignore[union-attr, operator]
+    question = Question(guide=shifted.guide, pictures=shifted.pictures, folder=Path("other"), bits=16, about={})
+    assert plain.answers is not None
+    one, other = plain.answers([(1, 1)])[LOGITS], ask(question, most_gib=1, progress=ignore)([(1, 1)])[LOGITS]
+    torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-3)
+    shifted.guide.teacher.network.head.bias.data[0] += 1e6  # type: ignore[union-attr, index]
+    with pytest.raises(ModelError, match=r"logits are up to 6\.67e\+05, but half precision ends at 65504; give"):
+        ask(dataclasses.replace(question, folder=Path("third")), most_gib=1, progress=ignore)
 
 
 def test_a_run_without_views_asks_in_every_step_and_keeps_nothing(image_folder: Path, teacher_file: Path) -> None:

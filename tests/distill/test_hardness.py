@@ -22,6 +22,7 @@ import distill.distillation
 from distill.hardness import Hardness, hard_slots
 from distill.inheritance import inherit
 from distill.objective import Distillation
+from distill.sampling import draw
 from distill.training.loop import AHEAD
 from distill.views import light_images
 from pipeline.models.segmenter import ModelSpec
@@ -75,6 +76,15 @@ def test_images_that_are_equally_hard_come_in_another_order_in_every_block_and_w
     assert len(set(found)) == 6
     assert quarters(1) == quarters(1)
     assert not {0, 1} & {place for quarter in quarters(1) for place in quarter}
+
+
+def test_random_choices_follow_from_seeds_that_no_later_version_may_change() -> None:
+    """A resumed run continues with the choices of the version that began it."""
+    distillation = of_colours(40, hard=1.0, batch_size=8, steps=10, seed=6)
+    for step in (0, 4, 5, 9):
+        quarter = np.random.default_rng([6, step // 5, 0, 20260418]).permutation(40)[:10]
+        chosen = draw(np.ones(10), 8, np.random.default_rng([6, step, 0, 20260419]))
+        assert list(batch_of(distillation, step).drawn) == quarter[chosen].tolist()
 
 
 def test_hardest_images_that_are_not_known_yet_or_no_longer_are_an_error() -> None:

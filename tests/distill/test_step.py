@@ -278,11 +278,11 @@ def test_far_images_of_weight_0_give_no_gradient_at_all() -> None:
     batch = batch_of(distillation, 2)
     near = batch.weights_N > 0
     assert near.sum() == 2
-    kept = DistillBatch(
-        batch.images_N3HW[near],
-        tuple(view for view, keep in zip(batch.views, near, strict=True) if keep),
-        batch.weights_N[near],
-        None,
+    kept = dataclasses.replace(
+        batch,
+        images_N3HW=batch.images_N3HW[near],
+        views=tuple(view for view, keep in zip(batch.views, near, strict=True) if keep),
+        weights_N=batch.weights_N[near],
     )
     with_all, without_far = gradient(distillation, batch), gradient(distillation, kept)
     torch.testing.assert_close(with_all, without_far, rtol=1e-4, atol=1e-7)
@@ -295,7 +295,8 @@ def test_twice_the_weight_is_as_good_as_the_image_twice() -> None:
     batch = batch_of(distillation, 0)
     weighted = dataclasses.replace(batch, weights_N=torch.tensor([2.0, 1.0, 1.0, 0.0]))
     order = [0, 0, 1, 2]
-    repeated = DistillBatch(batch.images_N3HW[order], tuple(batch.views[i] for i in order), torch.ones(4), None)
+    views = tuple(batch.views[i] for i in order)
+    repeated = dataclasses.replace(batch, images_N3HW=batch.images_N3HW[order], views=views, weights_N=torch.ones(4))
     torch.testing.assert_close(gradient(distillation, weighted), gradient(distillation, repeated), rtol=1e-4, atol=1e-7)
 
 

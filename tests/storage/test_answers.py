@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import zarr
 
-from storage.answers import Bits, halved, open_answers, quantised, restored, size_of
+from storage.answers import Bits, open_answers, quantised, restored, size_of
 from storage.errors import StoreError
 
 SHAPES = {"logits": (3, 4, 5), "stem.1": (2, 8, 10)}
@@ -66,8 +66,7 @@ def test_the_size_that_is_told_is_that_of_the_arrays(bits: Bits) -> None:
     assert told == sum(array.dtype.itemsize * int(np.prod(array.shape)) for array in arrays)
 
 
-def test_a_channel_without_range_and_values_beyond_half_precision_survive() -> None:
+def test_a_channel_without_range_survives() -> None:
     flat = np.full((1, 1, 2, 2), 7.25, dtype=np.float32)
     steps, span = quantised(flat)
     np.testing.assert_array_equal(restored({"a": steps, "a.range": span})["a"], flat)
-    np.testing.assert_array_equal(halved(np.array([1e9, -1e9], np.float32)), np.array([65504, -65504], np.float16))
