@@ -37,11 +37,6 @@ class AnswerStore:
     path: Path
     group: zarr.Group
 
-    @property
-    def names(self) -> list[str]:
-        """The names of the maps."""
-        return list(self.group.attrs["maps"])  # type: ignore[arg-type]
-
     def __len__(self) -> int:
         """Return R, the number of rows."""
         return int(self._array("status").shape[0])

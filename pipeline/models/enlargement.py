@@ -9,7 +9,6 @@ Shapes: N images, K classes, h x w positions of the coarse grid, H x W pixels.
 import dataclasses
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 import torch
@@ -70,7 +69,7 @@ def find_enlargement(model: Segmenter, size: tuple[int, int]) -> Enlargement:
             outputs.append((module, output))
 
     training = model.training
-    hooks = [module.register_forward_hook(partial(record)) for module in model.network.modules()]
+    hooks = [module.register_forward_hook(record) for module in model.network.modules()]
     try:
         logits = model.eval()(image)
     finally:
