@@ -1,12 +1,15 @@
 """Hooks on the inputs of a network's modules, and a test pass that shows whether a model works."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pipeline.models.builders import told
 from pipeline.models.segmenter import Segmenter
 from storage.errors import ModelError
 
@@ -27,22 +30,57 @@ def _call(act: Callable[[Tensor], None], _: nn.Module, inputs: tuple[Tensor, ...
     act(inputs[0] if inputs else next(iter(named.values())))
 
 
-def probe(teacher: Segmenter) -> None:
-    """Run one grey image through a model, to see whether it works at the size in its description.
+@contextmanager
+def on_outputs(module: nn.Module, act: Callable[[Any], None]) -> Iterator[None]:
+    """Inside the block, call the function with each output of the module."""
+    hook = module.register_forward_hook(lambda _, __, output: act(output))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+MULTIPLES = (2, 4, 8, 16, 32, 64)
+"""What networks need the sides of their images to be multiples of."""
+
+
+def pad_as_needed(model: Segmenter, size: tuple[int, int] | None = None) -> None:
+    """Let a model pad its images if its network does not take those of ``size``, by default that of its description.
+
+    Raises:
+        ModelError: the network takes neither the size nor a slightly larger one, or its output does not match.
+    """
+    size, own = size or model.spec.image_size, model.spec.multiple
+    try:
+        return probe(model, size)
+    except ModelError as error:
+        refused = error
+    tried = {model.padded(size)}
+    for multiple in MULTIPLES:
+        model.describe(multiple=math.lcm(own, multiple))
+        if model.padded(size) not in tried:
+            tried.add(model.padded(size))
+            with suppress(ModelError):
+                return probe(model, size)
+    model.describe(multiple=own)
+    raise refused
+
+
+def probe(teacher: Segmenter, size: tuple[int, int] | None = None) -> None:
+    """Run one grey image through a model, to see whether it works at a size, by default that of its description.
 
     Raises:
         ModelError: the network refuses the size, or its output does not match its description.
     """
-    height, width = teacher.spec.image_size
+    height, width = size or teacher.spec.image_size
     image = torch.full((1, 3, height, width), 0.5, device=teacher.device)
     training = teacher.training
     try:
         with torch.inference_mode():
             teacher.eval()(image)
-    except (RuntimeError, ValueError) as error:
-        if isinstance(error, ModelError):
-            raise
-        text = " ".join(str(error).split())
-        raise ModelError(f"{teacher.spec.builder} does not take {height}x{width} images: {text}") from error
+    except ModelError:
+        raise
+    except Exception as error:  # a foreign network may raise anything
+        raise ModelError(f"{teacher.spec.builder} does not take {height}x{width} images: {told(error)}") from error
     finally:
         teacher.train(training)

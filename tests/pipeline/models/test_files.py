@@ -47,12 +47,12 @@ def test_logits_have_the_size_of_the_images_whatever_the_network_returns(teacher
 def test_another_normalisation_is_that_of_the_spec_too(teacher: Segmenter) -> None:
     mean, std = (0.1, 0.2, 0.3), (70.0, 60.0, 50.0)
     images = torch.rand(2, 3, 4, 5)
-    teacher.set_normalisation(mean, std)
+    teacher.describe(mean=mean, std=std)
     expected = (images.double().numpy() - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
     np.testing.assert_allclose(teacher.normalise(images), expected, rtol=1e-4, atol=1e-7)
     assert (teacher.spec.mean, teacher.spec.std) == (mean, std)
     with pytest.raises(ModelError, match="std above 0"):
-        teacher.set_normalisation(mean, (1.0, 0.0, 1.0))
+        teacher.describe(std=(1.0, 0.0, 1.0))
 
 
 PREPROCESSING = {"input_space": "RGB", "input_range": [0, 1], "mean": [0.5, 0.4, 0.3], "std": [0.5, 0.6, 0.7]}
@@ -128,7 +128,7 @@ def test_short_names_stand_for_builders(name: str, builder: str) -> None:
         ("resnet9000", "unknown builder 'resnet9000'"),
         ("torchvision:resnet50", "no segmentation model 'resnet50'"),
         ("smp:Unet", "names no encoder"),
-        ("smp:Nothing/resnet18", "cannot be built"),
+        ("smp:Nothing/resnet18", "no architecture 'Nothing'; it has for example Unet"),
         ("tiny_models:absent", "cannot be built"),
         ("tiny_models:not_a_network", "returned int, not a torch module"),
     ],
