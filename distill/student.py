@@ -11,7 +11,7 @@ from distill.cutting import asked_width, cut_channels
 from distill.settings import DistillSettings
 from pipeline.models.builders import resolve_builder
 from pipeline.models.files import IN_RUNS, load_model
-from pipeline.models.hooks import pad_as_needed
+from pipeline.models.hooks import adapt
 from pipeline.models.narrowing import composed
 from pipeline.models.segmenter import IMAGENET_MEAN, IMAGENET_STD, ModelSpec, Segmenter, build_model
 from storage.errors import ModelError, SettingsError
@@ -60,13 +60,7 @@ def _fitting(student: Segmenter, teacher: Segmenter) -> Segmenter:
         ModelError: it takes the images in neither way.
     """
     size = teacher.spec.image_size
-    try:
-        pad_as_needed(student, size)
-    except ModelError:
-        if teacher.spec.channels != "grey" or student.spec.channels == "grey":
-            raise
-        student.describe(channels="grey")
-        pad_as_needed(student, size)
+    adapt(student, size, grey=teacher.spec.channels == "grey")
     if student.padded(size) != size:
         padded = "{}x{}".format(*student.padded(size))
         logger.info("the student pads images to %s, because its network needs multiples", padded)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -44,26 +44,28 @@ MULTIPLES = (2, 4, 8, 16, 32, 64)
 """What networks need the sides of their images to be multiples of."""
 
 
-def pad_as_needed(model: Segmenter, size: tuple[int, int] | None = None) -> None:
+def adapt(model: Segmenter, size: tuple[int, int] | None = None, *, grey: bool = False) -> None:
     """Let a model pad its images if its network does not take those of ``size``, by default that of its description.
 
+    With ``grey`` it may also read luma instead of colours.
+
     Raises:
-        ModelError: the network takes neither the size nor a slightly larger one, or its output does not match.
+        ModelError: the network takes the images in no such way, or its output does not match its description.
     """
-    size, own = size or model.spec.image_size, model.spec.multiple
-    try:
-        return probe(model, size)
-    except ModelError as error:
-        refused = error
-    tried = {model.padded(size)}
-    for multiple in MULTIPLES:
-        model.describe(multiple=math.lcm(own, multiple))
-        if model.padded(size) not in tried:
-            tried.add(model.padded(size))
-            with suppress(ModelError):
+    size, own = size or model.spec.image_size, model.spec
+    refused: dict[tuple[str, tuple[int, int]], ModelError] = {}
+    for channels in dict.fromkeys((own.channels, "grey") if grey else (own.channels,)):
+        for multiple in (1, *MULTIPLES):
+            model.describe(channels=channels, multiple=math.lcm(multiple, own.multiple))
+            way = (channels, model.padded(size))
+            if way in refused:
+                continue
+            try:
                 return probe(model, size)
-    model.describe(multiple=own)
-    raise refused
+            except ModelError as error:
+                refused[way] = error
+    model.describe(channels=own.channels, multiple=own.multiple)
+    raise next(iter(refused.values()))
 
 
 def probe(teacher: Segmenter, size: tuple[int, int] | None = None) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from pipeline.models.builders import RESERVED, build_network, resolve_builder
 from pipeline.models.checkpoints import WeightSet, choose_set, fitting_sets, read_checkpoint
 from pipeline.models.files import few, load_weights, save_model
-from pipeline.models.hooks import on_outputs, pad_as_needed
+from pipeline.models.hooks import adapt, on_outputs
 from pipeline.models.merging import Members, arrange
 from pipeline.models.segmenter import KEYS, ModelSpec, Segmenter, build_model, default_output, maps_in
 from pipeline.settings import ImportSettings
@@ -45,7 +45,7 @@ def import_weights(settings: ImportSettings, progress: Progress = ignore) -> Mod
     spec = _spec(settings, source, _classes(settings, source, found))
     model = build_model(spec)
     _load(model, settings, source, found)
-    pad_as_needed(model)
+    adapt(model, grey=settings.channels is None)
     _tell(model)
     save_model(model, out)
     progress(Step(done=1, total=1))
@@ -137,7 +137,6 @@ def _spec(settings: ImportSettings, source: Source, count: int) -> ModelSpec:
         members: Members = ()
     else:
         names, members = arrange(count, settings.class_names, settings.merge, settings.drop_class or ())
-    grey = source.arguments.get("in_channels") == 1
     return ModelSpec(
         builder=source.builder,
         arguments=source.arguments,
@@ -146,7 +145,7 @@ def _spec(settings: ImportSettings, source: Source, count: int) -> ModelSpec:
         image_size=settings.image_size,
         mean=settings.mean,
         std=settings.std,
-        channels=settings.channels or ("grey" if grey else "rgb"),
+        channels=settings.channels or "rgb",
         factor=settings.factor,
         output=settings.output or "",
         network_classes=count if count != len(names) else 0,
@@ -197,7 +196,10 @@ def _tell(model: Segmenter) -> None:
         listed = ", ".join(f"{name} {list(value.shape[1:])}" for name, value in maps.items())
         logger.info("took output %s of the network's, which are %s; --output takes another", taken, listed)
     if spec.built_classes == 1:
-        logger.info("the network has one logit z, for a sigmoid; the logits of %s are 0 and z", spec.class_names)
+        names = " and ".join(spec.class_names)
+        logger.info("the network has one logit z, for a sigmoid; the logits of %s are 0 and z", names)
+    if spec.channels == "grey":
+        logger.info("the network reads one channel, the luma of the image")
     if model.padded((height, width)) != (height, width):
         padded = "{}x{}".format(*model.padded((height, width)))
         logger.info("images are padded to %s, because the network needs multiples of %d", padded, spec.multiple)
