@@ -79,25 +79,27 @@ def told(error: BaseException) -> str:
 
 
 def _from_torchvision(name: str, num_classes: int, arguments: Mapping[str, Any], pretrained: bool) -> nn.Module:
-    from torchvision.models import get_model, list_models, segmentation
+    from torchvision.models import get_model, get_model_builder, list_models, segmentation
 
     if name not in list_models(module=segmentation):
         raise ModelError(f"torchvision has no segmentation model {name!r}; it has {', '.join(segmentation_names())}")
-    known = _torchvision_arguments(name)
-    if unknown := sorted(arguments.keys() - known):  # torchvision itself swallows them
-        raise ModelError(
-            f"torchvision:{name} has no argument {unknown[0]!r}; it takes {', '.join(sorted(known)) or 'none'}"
-        )
+    _refuse_arguments(f"torchvision:{name}", arguments, _named(get_model_builder(name)) - {"progress"})
     backbone = "DEFAULT" if pretrained else None
     network: nn.Module = get_model(name, weights=None, weights_backbone=backbone, num_classes=num_classes, **arguments)
     return network
 
 
-def _torchvision_arguments(name: str) -> set[str]:
-    from torchvision.models import get_model_builder
+def _named(function: Callable[..., Any]) -> set[str]:
+    """The arguments that a function names, without those that it takes as ``**kwargs``."""
+    parameters = inspect.signature(function).parameters.values()
+    return {one.name for one in parameters if one.kind is not one.VAR_KEYWORD} - {"self"}
 
-    parameters = inspect.signature(get_model_builder(name)).parameters.values()
-    return {one.name for one in parameters if one.kind is not one.VAR_KEYWORD} - RESERVED - {"progress"}
+
+def _refuse_arguments(builder: str, arguments: Mapping[str, Any], known: set[str]) -> None:
+    """Refuse what the libraries would swallow without a word."""
+    known = known - RESERVED
+    if unknown := sorted(arguments.keys() - known):
+        raise ModelError(f"{builder} has no argument {unknown[0]!r}; it takes {', '.join(sorted(known)) or 'none'}")
 
 
 def _from_smp(name: str, num_classes: int, arguments: Mapping[str, Any], pretrained: bool) -> nn.Module:
@@ -107,6 +109,11 @@ def _from_smp(name: str, num_classes: int, arguments: Mapping[str, Any], pretrai
     if not encoder:
         raise ModelError(f"smp:{name} names no encoder; write smp:ARCHITECTURE/ENCODER, for example smp:Unet/resnet18")
     _refuse_unknown(architecture, encoder)
+    if not encoder.startswith(("tu-", "timm-")):  # timm takes further arguments
+        kind = smp.MODEL_ARCHITECTURES_MAPPING[architecture.lower()]
+        _refuse_arguments(
+            f"smp:{name}", arguments, _named(kind.__init__) - {"encoder_name"} | {"decoder_use_batchnorm"}
+        )
     weights = "imagenet" if pretrained else None
     network: nn.Module = smp.create_model(
         architecture, encoder, encoder_weights=weights, classes=num_classes, **arguments

@@ -51,14 +51,23 @@ BEGINNINGS = {
 class WeightSet:
     """One set of weights in a file, as far as it fits a network."""
 
-    name: str
-    """Where it lies: keys, and what stands before the names of its tensors."""
+    where: str
+    """The keys of the mapping in which it lies; empty: the outermost one."""
+    prefix: str
+    """What stands before the names of its tensors."""
     weights: Mapping[str, Tensor]
     """The tensors by the network's names."""
-    others: frozenset[str]
-    """The names of the tensors that lie beside the set in the same mapping, as they are in the file."""
+    taken: frozenset[str]
+    """Their names in the file."""
+    beside: frozenset[str]
+    """The names of the other tensors in the same mapping."""
     missing: int
     """How many of the network's tensors it lacks."""
+
+    @property
+    def name(self) -> str:
+        """What it is called: keys and prefix."""
+        return ".".join(part for part in (self.where, self.prefix.rstrip(".")) if part)
 
     @property
     def averaged(self) -> bool:
@@ -191,12 +200,13 @@ def _fitted(name: str, tensors: Mapping[str, Tensor], needed: set[str]) -> list[
         spelled = _without(tensors, segments)
         for prefix in _prefixes(spelled, needed):
             own = {mine.removeprefix(prefix): theirs for mine, theirs in spelled.items() if mine.startswith(prefix)}
-            label = ".".join(part for part in (name, prefix.rstrip(".")) if part)
             sets.append(
                 WeightSet(
-                    name=label,
+                    where=name,
+                    prefix=prefix,
                     weights={mine: tensors[theirs] for mine, theirs in own.items()},
-                    others=frozenset(tensors) - set(own.values()),
+                    taken=frozenset(own.values()),
+                    beside=frozenset(tensors) - set(own.values()),
                     missing=len(needed - own.keys()),
                 )
             )

@@ -26,7 +26,7 @@ def save_model(model: Segmenter, path: Path) -> None:
     """Write weights and description to one file, atomically. The same weights give the same bytes."""
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.network.state_dict().items()}
     with publish(path) as partial:
-        save_file(tensors, partial, metadata={METADATA_KEY: model.spec.to_json()})
+        save_file(tensors, partial, metadata={METADATA_KEY: model.spec.to_json(_unused(model.network))})
 
 
 def read_spec(path: Path) -> ModelSpec:
@@ -125,7 +125,7 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, origin: s
     """
     wanted = network.state_dict()
     parts = {name for name, _ in network.named_children()} | {name for name in wanted if "." not in name}
-    unused = tuple(f"{name}." for name, module in network.named_modules() if isinstance(module, Unused))
+    unused = tuple(f"{name}." for name in _unused(network))
     foreign = sorted(weights.keys() - wanted.keys())
     unknown = [
         name
@@ -148,6 +148,10 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, origin: s
         )
     network.load_state_dict({name: tensor for name, tensor in weights.items() if name in wanted}, strict=False)
     return [name for name in foreign if not name.startswith(unused) and not name.endswith(COUNTERS)]
+
+
+def _unused(network: nn.Module) -> list[str]:
+    return [name for name, module in network.named_modules() if isinstance(module, Unused)]
 
 
 def few(names: Sequence[str], most: int = 3) -> str:

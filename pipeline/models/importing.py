@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.models.builders import RESERVED, build_network, resolve_builder
-from pipeline.models.checkpoints import WeightSet, choose_set, fitting_sets, read_checkpoint
+from pipeline.models.checkpoints import choose_set, fitting_sets, read_checkpoint
 from pipeline.models.files import few, load_weights, save_model
 from pipeline.models.hooks import adapt, on_outputs
 from pipeline.models.merging import Members, arrange
@@ -163,17 +163,12 @@ def _load(model: Segmenter, settings: ImportSettings, source: Source, found: Fou
         _refuse_count(settings, source, found)
         raise
     if len(sets) > 1:
-        others = " or ".join(one.name for one in sets if one is not chosen)
-        logger.info("took the weights %s; --key %s takes others of the file", chosen.name or "at the top", others)
-    left_out = [*foreign, *sorted(frozenset.intersection(*_beside(sets, chosen)))]
+        names = " or ".join(one.name for one in sets if one is not chosen)
+        logger.info("took the weights %s; --key %s takes others of the file", chosen.name or "at the top", names)
+    others = frozenset[str]().union(*(one.taken for one in sets if one.where == chosen.where))
+    left_out = [*foreign, *sorted(chosen.beside - others)]
     if left_out:
         logger.info("left out %s, which the network does not have", few(left_out))
-
-
-def _beside(sets: list[WeightSet], chosen: WeightSet) -> list[frozenset[str]]:
-    """What lies beside the chosen set, and beside each other set of the same mapping."""
-    names = chosen.others
-    return [names, *(one.others for one in sets if one.others and one is not chosen and one.others & names)]
 
 
 def _refuse_count(settings: ImportSettings, source: Source, found: Found) -> None:

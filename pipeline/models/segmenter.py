@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -119,11 +119,15 @@ class ModelSpec:
         later = dataclasses.fields(self)[[field.name for field in dataclasses.fields(self)].index("kept") + 1 :]
         return {field.name: getattr(self, field.name) for field in later if getattr(self, field.name) != field.default}
 
-    def to_json(self) -> str:
-        """Serialise; the same spec gives the same text."""
+    def to_json(self, unused: Sequence[str] = ()) -> str:
+        """Serialise; the same spec gives the same text.
+
+        ``unused`` names the modules that the file holds no weights of, for whoever builds the network without us.
+        """
         always = {name: getattr(self, name) for name in ALWAYS}
         kept = {"kept": self.kept} if self.kept else {}
-        return json.dumps({**always, **kept, **self.differences()}, sort_keys=True)
+        absent = {"unused": list(unused)} if unused else {}
+        return json.dumps({**always, **kept, **self.differences(), **absent}, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> "ModelSpec":
@@ -134,6 +138,7 @@ class ModelSpec:
         """
         try:
             fields = json.loads(text)
+            fields.pop("unused", None)  # building finds them again
             return cls(**{name: value if name == "arguments" else _as_tuple(value) for name, value in fields.items()})
         except (json.JSONDecodeError, TypeError, AttributeError) as error:
             raise ModelError(f"its {METADATA_KEY!r} header is not a model description ({error})") from error
@@ -242,14 +247,15 @@ KEYS = ("out", "logits")
 def as_logits(output: Any, choice: str = "") -> Tensor:
     """The logits in a network's output: a tensor, or one of those in a dict, an object, a list or a tuple.
 
-    Without a ``choice``, which is a key or an index, they are those under :data:`KEYS`, the only map, or the first.
+    Without a ``choice``, which is a key or an index, they are those under :data:`KEYS`, the only map, or the first. A
+    tensor leaves no choice.
 
     Raises:
         ModelError: the output holds no such map [N, K, H, W].
     """
-    found = maps_in(output)
+    found, choice = maps_in(output), "" if isinstance(output, Tensor) else choice
     chosen = found.get(choice or default_output(output))
-    if choice and not isinstance(output, Tensor) and chosen is None:
+    if choice and chosen is None:
         raise ModelError(f"the network returns no output {choice!r} [N, K, H, W], but {_listed(output)}; see --output")
     if chosen is None:
         raise ModelError(
