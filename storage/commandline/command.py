@@ -41,6 +41,8 @@ class Command(Generic[SettingsT]):
     """Options that do one thing and end, like ``--list-corpora``: name -> (action, help)."""
     methods: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     """``--method NAME`` stands for these values of settings; other options on the same command line override them."""
+    belongs: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Settings that mean something for another one alone: those of params.yaml are not for another on the command line."""
     interrupted: str = "what was finished is kept"
     """The message after Ctrl-C."""
 
@@ -79,6 +81,7 @@ class Command(Generic[SettingsT]):
                 if field.name in accepted and _source(context, field.name) == "DEFAULT_MAP"
                 else field.parse(options[field.name])
                 for field in fields
+                if not self._is_anothers(context, field.name)
             }
             try:
                 self.run(self.settings(**values))
@@ -94,6 +97,12 @@ class Command(Generic[SettingsT]):
         callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         callback.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return callback
+
+    def _is_anothers(self, context: typer.Context, name: str) -> bool:
+        """Whether params.yaml has the setting for a value of another one that the command line replaces."""
+        owner, given = self.belongs.get(name, name), context.default_map or {}
+        replaced = owner in given and context.params[owner] != given[owner]
+        return replaced and _source(context, name) == "DEFAULT_MAP"
 
     def _params(self) -> dict[str, Any]:
         """The values in params.yaml, as YAML gives them."""

@@ -1,5 +1,6 @@
 """Public teachers: the networks written from papers, what their logits mean, and that published weights fit them."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 import yaml
 from conftest import load_recipe
+from PIL import Image
 from torch import Tensor, nn
 
 from distill.evaluation import evaluate
@@ -18,9 +20,11 @@ from pipeline.models.checkpoints import read_checkpoint
 from pipeline.models.files import load_model, load_weights
 from pipeline.models.importing import import_weights
 from pipeline.models.segmenter import ModelSpec, Segmenter, build_model
-from pipeline.settings import ImportSettings
+from pipeline.scoring.run import score
+from pipeline.settings import DistanceKind, ImportSettings, ScoreSettings
 from storage.commandline.declaration import fields_of
 from storage.errors import ModelError
+from storage.scores.store import open_complete
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
@@ -245,6 +249,92 @@ def test_a_published_teacher_segments_camvid(name: str, least: float, tmp_path: 
             (tmp_path / "val" / part / path.name).symlink_to(path)
     judged = evaluate(load_model(tmp_path / "teacher.safetensors"), open_labelled(str(tmp_path / "val")))
     assert judged.miou > least
+
+
+BGR = {
+    "espnet_p_2_q_8_camvid.pth": ((110.131, 108.331, 104.896), (72.015, 72.562, 69.853)),
+    "SINet.pth": ((107.304566, 115.69884, 132.35703), (63.97182, 65.1337, 68.29726)),
+}
+"""Mean and std of blue, green, red up to 255, by the authors; they divide by 255 afterwards."""
+
+
+def authors_input(file: str, rgb: np.ndarray) -> np.ndarray:
+    """The input of a network by its authors' formula, from uint8 [H, W, 3]: float64 [3, H, W]."""
+    pixels = rgb.astype(np.float64)
+    if file not in BGR:
+        return np.moveaxis((pixels / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225], 2, 0)
+    mean, std = BGR[file]
+    values = (pixels[..., ::-1] - mean) / std / 255
+    return np.moveaxis(values, 2, 0)
+
+
+def distances_in_float64(network: nn.Module, values: np.ndarray) -> dict[str, np.ndarray]:
+    """Mean and variance part of both distances, [2] each, at every BatchNorm layer whose input has positions.
+
+    Nothing of DFSS is used: the whole pass is in float64, and so are the moments.
+    """
+    network = network.double().eval()
+    found: dict[str, np.ndarray] = {}
+
+    def measure(name: str, layer: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> None:
+        values_CP = inputs[0][0].flatten(1).numpy()
+        mean, var = (tensor.numpy() for tensor in (layer.running_mean, layer.running_var) if tensor is not None)
+        own_mean, own_var = values_CP.mean(axis=1), values_CP.var(axis=1)
+        scale = np.sqrt(var + layer.eps)
+        log_ratio = np.log((own_var + layer.eps) / (var + layer.eps))
+        found[name] = np.array([
+            [np.sqrt(np.mean(((own_mean - mean) / scale) ** 2)), np.sqrt(np.mean(log_ratio**2))],
+            [np.linalg.norm(own_mean - mean), np.linalg.norm(own_var - var)],
+        ])  # fmt: skip
+
+    for name, module in network.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.register_forward_pre_hook(partial(measure, name))
+    with torch.no_grad():
+        network(torch.from_numpy(values.copy())[None])
+    return found
+
+
+def options(file: str) -> dict[str, Any]:
+    """The options of the import that say the same as the authors' formula."""
+    if file not in BGR:
+        return {}
+    mean, std = (tuple(value / 255 for value in values[::-1]) for values in BGR[file])
+    return {"channels": "bgr", "factor": 1 / 255, "mean": mean, "std": std}
+
+
+@pytest.mark.parametrize("file", PUBLISHED)
+@pytest.mark.parametrize("kind", ["standardized", "paper"])
+def test_distances_of_a_published_teacher_are_those_of_float64(file: str, kind: DistanceKind, tmp_path: Path) -> None:
+    path, size = public(file), (64, 96)
+    (tmp_path / "corpus").mkdir()
+    photographs = sorted((DATA / "camvid" / "val" / "images").iterdir())[::50]
+    for photograph in photographs:
+        Image.open(photograph).convert("RGB").resize(size[::-1]).save(tmp_path / "corpus" / f"{photograph.stem}.png")
+    builder, classes, arguments = PUBLISHED[file]
+    import_weights(
+        ImportSettings(
+            builder=builder, arguments=arguments, weights=str(path), image_size=size,
+            out=str(tmp_path / "teacher.safetensors"), **options(file),
+        )
+    )  # fmt: skip
+    score(
+        ScoreSettings(
+            corpus=str(tmp_path / "corpus"), teacher=str(tmp_path / "teacher.safetensors"), layers=("all",),
+            distance=kind, out=str(tmp_path / "scores.zarr"), device="cpu",
+        )
+    )  # fmt: skip
+    store = open_complete(tmp_path / "scores.zarr")
+    network = build_network(builder, classes, arguments)
+    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=False)
+    keys, distances, parts = (store.column(name) for name in ("key", "distance", "layer_distance"))
+    assert len(keys) == len(photographs) > 1
+    for key, distance, part in zip(keys, distances, parts, strict=True):
+        values = authors_input(file, np.asarray(Image.open(tmp_path / "corpus" / str(key))))
+        exact = distances_in_float64(network, values)
+        expected = np.array([exact[name][0 if kind == "standardized" else 1] for name in store.attributes["layers"]])
+        np.testing.assert_allclose(distance, expected.sum(axis=1).mean(), rtol=1e-6)
+        np.testing.assert_allclose(part, expected, rtol=2e-5, atol=1e-9)
 
 
 def public(file: str) -> Path:

@@ -65,6 +65,18 @@ def test_params_yaml_stands_in_for_defaults_and_the_command_line_wins(call: Call
 
 
 @pytest.mark.parametrize(
+    ("store", "count"), [((), 7), (("--store", "y"), 7), (("--store", "z"), 3), (("--store", "z", "--count", "5"), 5)]
+)
+def test_a_setting_for_another_one_of_params_yaml_is_not_for_that_of_the_command_line(
+    store: tuple[str, ...], count: int, call: Call, tmp_path: Path
+) -> None:
+    (tmp_path / "params.yaml").write_text("dfss:\n  tool:\n    store: y\n    count: 7\n")
+    seen: list[Settings] = []
+    assert call(dataclasses.replace(command(seen), belongs={"count": "store"}), *store) == 0
+    assert seen[0].count == count
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("dfss:\n  tool:\n    cuont: 7\n", "dfss.tool.cuont is not a setting of tool"),
