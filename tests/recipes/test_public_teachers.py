@@ -334,7 +334,7 @@ def test_distances_of_a_published_teacher_are_those_of_float64(file: str, kind: 
         exact = distances_in_float64(network, values)
         expected = np.array([exact[name][0 if kind == "standardized" else 1] for name in store.attributes["layers"]])
         np.testing.assert_allclose(distance, expected.sum(axis=1).mean(), rtol=1e-6)
-        np.testing.assert_allclose(part, expected, rtol=2e-5, atol=1e-9)
+        np.testing.assert_allclose(part, expected, rtol=2e-5, atol=1e-7)
 
 
 def public(file: str) -> Path:
