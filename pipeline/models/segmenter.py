@@ -33,6 +33,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+MOST_MULTIPLE = 4096
 ALWAYS = ("builder", "num_classes", "class_names", "image_size", "arguments", "mean", "std")
 """Fields that every description has."""
 
@@ -89,8 +90,10 @@ class ModelSpec:
             raise ModelError("kept channels must be lists by module and side: {MODULE: {in: [...], out: [...]}}")
         if self.channels not in CHANNELS:
             raise ModelError(f"channels {self.channels!r} are not one of {', '.join(CHANNELS)}")
-        if not 0 < self.factor < math.inf or type(self.multiple) is not int or self.multiple < 1:
-            raise ModelError(f"factor {self.factor} and multiple {self.multiple} must be above 0")
+        if not 0 < self.factor < math.inf:
+            raise ModelError(f"factor {self.factor} is not a number above 0; see --factor")
+        if type(self.multiple) is not int or not 1 <= self.multiple <= MOST_MULTIPLE:
+            raise ModelError(f"multiple {self.multiple} is not a number of pixels from 1 to {MOST_MULTIPLE}")
         self._check_classes()
 
     def _check_classes(self) -> None:

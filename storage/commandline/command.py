@@ -42,7 +42,7 @@ class Command(Generic[SettingsT]):
     methods: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     """``--method NAME`` stands for these values of settings; other options on the same command line override them."""
     belongs: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Settings that mean something for another one alone: those of params.yaml are not for another on the command line."""
+    """Settings for the value of another one: if the command line replaces that, those of params.yaml do not apply."""
     interrupted: str = "what was finished is kept"
     """The message after Ctrl-C."""
 

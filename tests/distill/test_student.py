@@ -21,6 +21,8 @@ from distill.student import make_student
 from pipeline.models.files import load_model, save_model
 from pipeline.models.hooks import adapt
 from pipeline.models.segmenter import ModelSpec, Segmenter, build_model
+from pipeline.settings import SynthesisSettings
+from pipeline.synthesis import synthesize
 
 SMALL = {"encoder_depth": 3, "decoder_channels": [16, 8, 8]}
 KINDS: dict[str, dict[str, Any]] = {
@@ -141,6 +143,15 @@ def test_a_run_folder_is_a_student_to_continue(image_folder: Path) -> None:
     first = distill(settings("tiny_models:tiny", budget=6, out="runs/one"))
     again = distill(settings("runs/one", budget=6, out="runs/two"))
     assert load_model(again.path).spec == load_model(first.path).spec
+
+
+@pytest.mark.parametrize("kind", ["grey", "bgr", "padded"])
+def test_images_are_made_by_optimisation_for_a_teacher_of_every_input(kind: str) -> None:
+    save_model(teacher_of(kind), Path("teacher.safetensors"))
+    made = synthesize(
+        SynthesisSettings(teacher="teacher.safetensors", count=2, steps=8, batch_size=2, lr=0.05, tv=0, l2=0)
+    )
+    assert made.distance_after < made.distance_before
 
 
 def test_a_student_cut_out_of_a_merged_teacher_keeps_its_merged_classes() -> None:
