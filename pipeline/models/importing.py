@@ -130,6 +130,10 @@ def class_count(source: Source, found: Found) -> int | None:
 
 
 def _spec(settings: ImportSettings, source: Source, count: int) -> ModelSpec:
+    if max(settings.mean) > 1:
+        raise SettingsError(
+            f"mean is {settings.mean}, but pixels are in [0, 1]; divide mean and std by 255", field="mean"
+        )
     if count == 1:
         if settings.merge or settings.drop_class:
             raise SettingsError("merge and drop_class need a network of several classes, not one", field="merge")

@@ -266,6 +266,7 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path: Path) -> 
         ({"factor": 0}, "factor is 0.0; give a number above 0"),
         ({"drop_class": ("lorry",)}, "no class 'lorry'; give one of sky, road, car or 0 to 2"),
         ({"image_size": "64x64"}, "image_size '64x64' must be height and width in pixels"),
+        ({"mean": (123.7, 116.3, 103.5)}, "pixels are in .0, 1.; divide mean and std by 255"),
         ({"mean": (1, 2)}, "mean .* must be three numbers"),
         ({"arguments": "{}"}, "must be a mapping"),
         ({"builder": "nonsense"}, "unknown network"),
