@@ -187,7 +187,7 @@ def _views(settings: DistillSettings, guide: Guide, images: int) -> int:
     if settings.views is not None:
         return settings.views
     views = MOST_VIEWS
-    size = size_of(guide.shapes(), rows=images * views, bits=_bits(settings))
+    size = size_of(guide.shapes, rows=images * views, bits=_bits(settings))
     pays = 2 * images * views <= settings.steps * settings.batch_size
     return views if pays and size <= settings.cache_gib * GIB else 0
 
