@@ -86,7 +86,7 @@ class SelectSettings(Checked):
         METHOD,
     ] = 0.995
     seed: Annotated[Seed, "Seed of the random strategy", METHOD] = 0
-    out: Annotated[Local | None, "Selection file [default: selection.parquet beside the store]", DATA] = None
+    out: Annotated[Local | None, "Selection file [default: SHARDS.selection.parquet]", DATA] = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

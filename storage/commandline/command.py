@@ -224,13 +224,11 @@ def _source(context: typer.Context, name: str) -> str:
 
 def _taken(context: typer.Context, given: Given, fields: Sequence[Field]) -> list[Field]:
     """The fields whose value is that of params.yaml: neither the command line nor a method gives another."""
-    defaults = context.default_map or {}
+    defaults, by_name = context.default_map or {}, {field.name: field for field in fields}
     return [
-        field
-        for field in fields
-        if field.name in given.spelled
-        and _source(context, field.name) == "DEFAULT_MAP"
-        and defaults.get(field.name) is given.spelled[field.name]
+        by_name[name]
+        for name, value in given.spelled.items()
+        if name in by_name and _source(context, name) == "DEFAULT_MAP" and defaults.get(name) is value
     ]
 
 

@@ -36,7 +36,7 @@ class Given:
         values = read_section(PARAMS_FILE, section)
         fields = {field.name: field for field in fields_of(settings)}
         refuse_unknown(values, {*fields, *others}, section=section, command=command)
-        accepted, spelled = dict[str, Any](), dict[str, Any](values)
+        accepted, spelled = dict[str, Any](), dict(values)
         for name, value in values.items():
             form = fields[name].form if name in fields else None
             if form is not None and not isinstance(value, str):

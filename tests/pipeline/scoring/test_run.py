@@ -167,7 +167,9 @@ def test_other_settings_are_refused_by_name_and_replaced_when_told(
 def test_another_teacher_or_changed_images_are_noticed(image_folder: Path, teacher_file: Path, tmp_path: Path) -> None:
     score(settings(image_folder, teacher_file))
     save_model(tiny_model(seed=1), tmp_path / "other.safetensors")
-    with pytest.raises(StoreError, match="teacher is .* there and .* now"):
+    with pytest.raises(
+        StoreError, match=r"teacher is .*teacher.safetensors \(weights \w{8}\) there and .* \(weights \w{8}\) now"
+    ):
         score(settings(image_folder, tmp_path / "other.safetensors"))
     shutil.copy(image_folder / "000.png", image_folder / "new.png")
     with pytest.raises(StoreError, match="images is 23 there and 24 now"):
