@@ -1,5 +1,9 @@
 """``dfss-train``, ``dfss-distill`` and ``dfss-eval``. Each parses options, calls one function and shows the result."""
 
+import storage.commandline.interrupts  # noqa: F401  (before the imports that take time)
+
+# isort: split
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table

@@ -85,6 +85,9 @@ class Command(Generic[SettingsT]):
             if taken:
                 spelled = ", ".join(f"{field.name} {given.spelled[field.name]}" for field in taken)
                 logger.info("from %s: %s", PARAMS_FILE, spelled)
+            if sys.stderr.isatty():  # the imports of run take seconds; whatever is shown next replaces this line
+                sys.stderr.write("starting\r")
+                sys.stderr.flush()
             try:
                 self.run(settings)
             except KeyboardInterrupt:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import logging
+import signal
+import subprocess
 import sys
 import types
 from importlib.metadata import version
@@ -306,6 +308,35 @@ def test_a_method_stands_for_several_settings_and_what_is_given_besides_wins(
     seen: list[Settings] = []
     assert call(command(seen), "--store", "x", *arguments.split()) == 0
     assert (seen[0].count, seen[0].kind) == expected
+
+
+def test_a_terminal_shows_at_once_that_something_happens_and_a_file_does_not(
+    call: Call, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert call(command([]), "--store", "x") == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert call(command([]), "--store", "x") == 0
+    assert capsys.readouterr().err == "starting\r"
+
+
+@pytest.mark.parametrize("module", ["typer", "yaml", "rich.console", "pipeline.settings"])
+def test_ctrl_c_during_the_imports_of_a_command_is_one_line(module: str) -> None:
+    script = f"""
+import sys
+class Impatient:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Impatient())
+sys.argv = ["/somewhere/dfss-score"]
+import pipeline.cli
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[3]
+    )
+    assert ended.returncode == -signal.SIGINT
+    assert ended.stderr == "dfss-score: error: interrupted; nothing was done\n"
 
 
 def test_every_command_tells_its_version(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
