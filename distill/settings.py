@@ -14,6 +14,7 @@ from storage.commandline.values import (
     RUN,
     Amount,
     Arguments,
+    BatchSize,
     Budget,
     Count,
     Local,
@@ -51,7 +52,7 @@ class OptimisationSettings(Checked):
     """The settings of every training run."""
 
     steps: Annotated[Count, "Number of optimiser steps", OPTIMISATION] = 2000
-    batch_size: Annotated[Count, "Images per step", OPTIMISATION] = 8
+    batch_size: Annotated[BatchSize, "Images per step", OPTIMISATION] = 8
     lr: Annotated[float, above(0), "Peak learning rate of AdamW", OPTIMISATION] = 1e-3
     weight_decay: Annotated[Amount, "Weight decay of AdamW", OPTIMISATION] = 1e-4
     warmup: Annotated[
@@ -188,5 +189,5 @@ class EvalSettings(Checked):
     classes: Annotated[
         Local | None, "Also write the IoU of each class to this CSV file (model, class, iou), for a plot", DATA
     ] = None
-    batch_size: Annotated[Count, "Images per forward pass", RUN] = 8
+    batch_size: Annotated[BatchSize, "Images per forward pass", RUN] = 8
     device: Device = "auto"

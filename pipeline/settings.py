@@ -13,6 +13,7 @@ from storage.commandline.values import (
     RUN,
     Amount,
     Arguments,
+    BatchSize,
     Budget,
     Count,
     Local,
@@ -47,7 +48,7 @@ class ScoreSettings(Checked):
     root: Annotated[str | None, "Where the corpus lies: a folder or an fsspec URL", DATA] = None
     out: Annotated[Local, "The score store to make or to continue", DATA] = "scores.zarr"
     shard_size: Annotated[Count, at_most(2**20), "Rows per work unit; a continued run skips finished units", RUN] = 1024
-    batch_size: Annotated[Count, "Images per forward pass", RUN] = 16
+    batch_size: Annotated[BatchSize, "Images per forward pass", RUN] = 16
     layers: Annotated[Names, "BatchNorm layers: default, all, or names and globs", METHOD] = ("default",)
     distance: Annotated[DistanceKind, "Distance: free of channel scale (ours), or the paper's", METHOD] = "standardized"
     embedding_size: Annotated[Count, "Largest size of an embedding in the diversity index", METHOD] = 128
@@ -119,7 +120,7 @@ class SynthesisSettings(Checked):
     out: Annotated[Local, "Folder of images to make", DATA] = "synthetic"
     count: Annotated[Count | None, "Number of images [default: all of --selection; 256 from noise]", METHOD] = None
     steps: Annotated[Count, "Optimiser steps on each batch", OPTIMISATION] = 100
-    batch_size: Annotated[Count, "Number of images whose statistics are matched together", OPTIMISATION] = 32
+    batch_size: Annotated[BatchSize, "Number of images whose statistics are matched together", OPTIMISATION] = 32
     distance: Annotated[DistanceKind, "Distance: free of channel scale (ours), or the paper's", METHOD] = "standardized"
     per_image: Annotated[
         Amount, at_most(1), "Weight of each image's own distance; that of the whole batch has the rest", OPTIMISATION

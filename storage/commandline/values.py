@@ -82,6 +82,7 @@ def at_most(most: float) -> Rule:
 
 
 # A pair of numbers is written 360x480, 360,480 or 360 480; 512 means 512x512.
+LONGEST_SIDE = 2**16
 _SIZE = re.compile(r"\s*(\d+)(?:\s*[x, ]\s*(\d+))?\s*")
 
 
@@ -99,6 +100,8 @@ def _accept_size(value: Any) -> tuple[int, int]:
     height, width = (_whole(number) for number in value)
     if min(height, width) < 1:
         raise ValueError("is not HEIGHTxWIDTH in pixels, such as 360x480")
+    if max(height, width) > LONGEST_SIDE:
+        raise ValueError(f"is more than {LONGEST_SIDE} pixels a side")
     return height, width
 
 
@@ -205,6 +208,8 @@ FILE = Rule(lambda value: value != "-", "give the name of a file, because nothin
 Local = Annotated[str, LOCAL, FILE]
 """A local file or folder."""
 Count = Annotated[int, at_least(1), at_most(2**31 - 1)]
+BatchSize = Annotated[int, at_least(1), at_most(2**16)]
+"""Number of images that are worked on together."""
 Amount = Annotated[float, at_least(0)]
 Whole = Annotated[int, at_least(0)]
 Seed = Annotated[int, at_least(0), at_most(2**63 - 1)]

@@ -209,6 +209,8 @@ def test_a_list_in_yaml_is_never_taken_apart_as_text(call: Call) -> None:
     [
         ("--size", "big", "--size 'big' is not HEIGHTxWIDTH in pixels, such as 360x480"),
         ("--size", "0x4", "--size '0x4' is not HEIGHTxWIDTH in pixels"),
+        ("--size", "4x65537", "--size '4x65537' is more than 65536 pixels a side"),
+        ("--count", "9" * 30, "; give 2147483647 or less"),
         ("--most", "lots", "--most 'lots' is neither a count (20000) nor a fraction (0.1 or 10%)"),
         ("--most", "0", "--most '0' must be a count of at least 1, or a fraction above 0 and at most 1"),
         ("--most", "nan", "--most 'nan' must be a count"),
