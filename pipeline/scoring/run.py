@@ -5,6 +5,7 @@ complete. Every image ends as scored, unreadable or rejected.
 """
 
 import dataclasses
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from storage.scores.places import kept
 from storage.scores.schema import COLUMNS, REJECTED, SCHEMA_VERSION, SCORED, SCORING_VERSION, UNREADABLE, Attributes
 from storage.scores.store import ScoreStore, create_store, is_store, open_store
 
+logger = logging.getLogger(__name__)
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
@@ -161,6 +163,9 @@ def _differences(store: ScoreStore, job: Job, wanted: Attributes) -> list[str]:
 def _score(job: Job, store: ScoreStore, timing: Timing, progress: Progress, engine: Engine) -> None:
     pending = store.pending_units()
     done = len(store) - sum(map(len, pending))
+    teacher, layers = job.scorer.teacher, len(job.scorer.layers)
+    where = f"{job.settings.teacher} ({teacher.spec.builder}), {layers} BatchNorm layers, on {teacher.device}"
+    logger.info("teacher: %s", where)
     progress(Step(done=done, total=len(store)))
 
     def advance(rows: int) -> None:

@@ -56,6 +56,17 @@ def tree(path: Path) -> dict[str, bytes]:
     return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
 
+def test_a_run_says_which_teacher_it_asks_and_where(
+    image_folder: Path, teacher_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    said = f"teacher: {teacher_file} (tiny_models:tiny), 3 BatchNorm layers, on cpu"
+    for expected in ([said], []):  # the second run finds nothing to do
+        score(settings(image_folder, teacher_file))
+        assert [message for message in caplog.messages if message.startswith("teacher")] == expected
+        caplog.clear()
+
+
 def test_every_image_gets_a_row_and_the_summary_counts_them(image_folder: Path, teacher_file: Path) -> None:
     result = score(settings(image_folder, teacher_file))
     store = open_complete(result.path)
