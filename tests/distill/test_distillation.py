@@ -127,9 +127,10 @@ def test_two_stores_in_one_folder_have_a_selection_each(
 def test_an_earlier_versions_selection_is_used_for_its_own_store_alone(
     store: ScoreStore, image_folder: Path, teacher_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO")
     other = score_folder(image_folder, teacher_file, out="other.zarr", distance="paper")
     select(SelectSettings(budget=9, out="selection.parquet"))
+    caplog.set_level("INFO")
+    caplog.clear()
     assert len(find_selection(settings(budget=None), store)) == 9
     assert caplog.messages == ["selection: 9 of 23 images of scores.zarr by ads, from selection.parquet"]
     caplog.clear()
@@ -148,6 +149,7 @@ def test_a_selection_that_is_made_now_follows_the_settings_for_it(store: ScoreSt
 
 def test_a_run_says_what_it_works_with(store: ScoreStore, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
+    caplog.clear()
     distill(settings(steps=2))
     teacher, selection, student, *_ = caplog.messages
     assert teacher == f"teacher: {store.teacher_path} (tiny_models:tiny), on cpu"
