@@ -230,7 +230,7 @@ def _teacher(settings: DistillSettings, store: ScoreStore) -> Segmenter:
     try:
         teacher = load_model(path)
     except ModelError as error:
-        if settings.teacher:
+        if settings.teacher or Path(path).exists():
             raise
         raise ModelError(
             f"{error}; {store.path} was scored with this teacher: give its place now as --teacher"
