@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 SettingsT = TypeVar("SettingsT")
 DISTRIBUTION = "dfss"
 """The name under which pip knows us."""
+CTRL_C = 130
+"""The exit code after Ctrl-C."""
 HELP_NAMES = ["-h", "--help"]
 
 
@@ -66,7 +68,7 @@ class Command(Generic[SettingsT]):
             settings: dict[str, Any] = {"help_option_names": HELP_NAMES}
             app.command(help=text, cls=Grouped, context_settings=settings)(self._callback(given, name))
             code = app(args=argv, prog_name=name, default_map=given.spelled, standalone_mode=False)
-            if code == Interrupted.exit_code:  # typer's answer to Ctrl-C while it reads the command line
+            if code == CTRL_C:  # typer's answer to Ctrl-C while it reads the command line
                 raise Interrupted("nothing was done")
         raise SystemExit(0)
 
