@@ -43,6 +43,8 @@ class Given:
                 with _blamed(section, {name}):
                     accepted[name] = fields[name].accept(value)
                 spelled[name] = form.spell(accepted[name])
+            elif form is not None and form.several:
+                spelled[name] = [value]
         return cls(section=section, spelled=spelled, accepted=accepted)
 
     def value(self, field: Field) -> Any:
@@ -54,7 +56,7 @@ class Given:
         if field.name in self.accepted:
             return self.accepted[field.name]
         value = self.spelled[field.name]
-        return field.parse(value if field.kind is bool else str(value))
+        return field.parse(value if field.kind is bool or isinstance(value, list) else str(value))
 
     def blamed(self, names: Collection[str]) -> AbstractContextManager[None]:
         """A block whose errors about one of the named settings say that its value comes from params.yaml."""

@@ -178,6 +178,10 @@ def test_wrong_usage_is_one_line_and_exits_with_2(
         ("--most", "20", "20", "most", 20),
         ("--most", "10%", "0.1", "most", 0.1),
         ("--files", "a=b.txt", "{a: b.txt}", "files", {"a": "b.txt"}),
+        ("--files", "a=b.txt", "a=b.txt", "files", {"a": "b.txt"}),
+        ("--files", "b.txt", "b.txt", "files", {"b.txt": "b.txt"}),
+        ("--rate", "1e-3", "1e-3", "rate", 0.001),
+        ("--rate", "2", "2", "rate", 2.0),
         ("--more", '{"depth": [1, 2]}', "{depth: [1, 2]}", "more", {"depth": [1, 2]}),
     ],
 )
