@@ -92,7 +92,7 @@ class Guide:
             def enough() -> bool:
                 return len(found) == len(self.compared)  # one may run after the logits, in an auxiliary head
 
-            logits = self.enlargement.coarse(self.teacher, images_N3HW, enough=enough)
+            logits = self.enlargement.coarse(images_N3HW, enough=enough)
         inputs = {name: self._compared(found[layer], layer) for name, layer in self.compared.items()}
         return {LOGITS: logits.float(), **inputs}
 

@@ -63,6 +63,7 @@ def _evaluate(settings: EvalSettings) -> None:
 train = Command(
     name="dfss-train",
     settings=TrainSettings,
+    belongs={"arguments": "builder"},
     section="train",
     run=_train,
     help="Train a model on labelled images: a teacher to try DFSS with, or a reference student.",
@@ -79,6 +80,7 @@ distill = Command(
     ),
     example="dfss-distill --shards scores.zarr --student lraspp_mobilenet_v3_large",
     methods=DISTILL_METHODS,
+    belongs={"student_arguments": "student"},
 )
 evaluate = Command(
     name="dfss-eval",

@@ -20,6 +20,7 @@ import copy
 import re
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -142,10 +143,11 @@ def _traced(teacher: Segmenter, network: nn.Module) -> Any:
     try:
         with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
-            if any(name.startswith(ATTENTION) for name in _operations(as_logits(network(_noise(teacher))))):
+            logits_of = partial(as_logits, choice=teacher.spec.output)
+            if any(name.startswith(ATTENTION) for name in _operations(logits_of(network(_noise(teacher))))):
                 raise not_understood(teacher)
             return torch_pruning.DependencyGraph().build_dependency(
-                network, [_noise(teacher)], output_transform=as_logits, verbose=False
+                network, [_noise(teacher)], output_transform=logits_of, verbose=False
             )
     except ModelError:
         raise
@@ -222,7 +224,7 @@ def _check(teacher: Segmenter, kept: Kept) -> None:
     image = _noise(teacher)
     try:
         with torch.inference_mode():
-            wanted, found = as_logits(whole(image)).float(), as_logits(cut(image)).float()
+            wanted, found = (as_logits(one(image), teacher.spec.output).float() for one in (whole, cut))
         same = wanted.shape == found.shape and (wanted - found).abs().max() <= CLOSE * wanted.abs().max()
     except RuntimeError:
         same = False

@@ -145,13 +145,14 @@ def _initialise(student: Segmenter, teacher: Segmenter, pairs: Sequence[Pair], t
     """Copy the teacher's modules, and its normalisation if one of them reads the image; return the student's pass."""
     for own, theirs in pairs:
         _copy(own, theirs)
-    mean, std = student.spec.mean, student.spec.std
-    student.set_normalisation(teacher.spec.mean, teacher.spec.std)
-    own_pass = Pass.of(student, teacher.spec.image_size)
-    if any(own_pass.same_input(own, their_pass, theirs) for own, theirs in pairs):
-        return own_pass
-    student.set_normalisation(mean, std)
-    return Pass.of(student, teacher.spec.image_size)
+    size, own_input, their_input = teacher.spec.image_size, student.spec.input, teacher.spec.input
+    if (own_input["channels"] == "grey") == (their_input["channels"] == "grey"):
+        student.describe(**their_input)
+        own_pass = Pass.of(student, size)
+        if any(own_pass.same_input(own, their_pass, theirs) for own, theirs in pairs):
+            return own_pass
+        student.describe(**own_input)
+    return Pass.of(student, size)
 
 
 def _with_wholes(network: nn.Module, fixed: Sequence[nn.Module]) -> list[nn.Module]:

@@ -22,6 +22,7 @@ from distill.views import View, ViewSettings, crop_image, crop_label, draw_view,
 from pipeline.devices import pick_device
 from pipeline.models.builders import resolve_builder
 from pipeline.models.class_names import VOID, find_class_names
+from pipeline.models.hooks import adapt
 from pipeline.models.segmenter import ModelSpec, Segmenter, build_model
 from storage.errors import DataError
 from storage.progress import Progress, ignore
@@ -110,6 +111,7 @@ def train(settings: TrainSettings, progress: Progress = ignore) -> TrainResult:
         image_size=(height, width),
     )
     model = build_model(spec, pretrained_backbone=settings.pretrained_backbone).to(pick_device(settings.device))
+    adapt(model)
     folder = RunFolder(Path(settings.out), "model.safetensors")
     folder.claim(settings, {"data_fingerprint": data.fingerprint})
     views = ViewSettings(height=height, width=width, min_scale=settings.min_scale, jitter=settings.jitter)

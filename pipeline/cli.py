@@ -106,6 +106,7 @@ select = Command(
 import_model = Command(
     name="dfss-import",
     settings=ImportSettings,
+    belongs={"arguments": "builder"},
     section="import",
     run=_import,
     help="Make a model file from weights that come from elsewhere.",

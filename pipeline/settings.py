@@ -16,8 +16,11 @@ from storage.commandline.values import (
     BatchSize,
     Budget,
     Count,
+    Groups,
+    Labels,
     Local,
     Names,
+    Ratio,
     Seed,
     Size,
     Triple,
@@ -30,6 +33,8 @@ DistanceKind = Literal["standardized", "paper"]
 Normalization = Literal["robust", "minmax"]
 Strategy = Literal["ads", "nearest", "random", "confidence", "all"]
 Precision = Literal["float32", "bfloat16"]
+Channels = Literal["rgb", "bgr", "grey"]
+"""What a network reads of an image: its colours in this order, or their luma."""
 SCORE_METHODS: dict[str, dict[str, Any]] = {"ours": {}, "paper": {"distance": "paper"}}
 """The settings that each ``--method`` of dfss-score stands for."""
 
@@ -95,19 +100,47 @@ class ImportSettings(Checked):
     """Make a model file from weights that come from elsewhere."""
 
     builder: Annotated[
-        str, "torchvision:NAME, smp:ARCHITECTURE/ENCODER, package.module:factory, or a short name", MODEL
+        str | None,
+        "torchvision:NAME, smp:ARCHITECTURE/ENCODER, package.module:factory, or a short name [default: as config.json "
+        "of smp says]",
+        MODEL,
+    ] = None
+    weights: Annotated[
+        Local, "State dict or checkpoint (.pth, .pt, .ckpt, .safetensors), or a folder of smp's save_pretrained", DATA
     ]
-    weights: Annotated[Local, "State dict: .pth or .pt (read without unpickling code) or .safetensors", DATA]
     out: Annotated[Local, "The model file to write", DATA]
+    key: Annotated[
+        str | None, "Which weights of the file, such as state_dict_ema [default: the first that are not averaged]", DATA
+    ] = None
     num_classes: Annotated[
-        Annotated[Count, at_most(2**16)] | None, "Number of classes [default: the number of --class-names]", MODEL
+        Annotated[Count, at_most(2**16)] | None,
+        "Number of classes of the network [default: that of the weights]",
+        MODEL,
     ] = None
     class_names: Annotated[
-        ClassNames | None, "Class names, or a file of 'id name' lines [default: class 0, 1, ...]", MODEL
+        ClassNames | None,
+        "Names of the network's classes, or of those after --merge and --drop-class, or a file of 'id name' lines "
+        "[default: class 0, 1, ...]",
+        MODEL,
     ] = None
+    merge: Annotated[Groups, "A class that consists of several of the network's; may be given several times", MODEL] = (
+        dataclasses.field(default_factory=dict)
+    )
+    drop_class: Annotated[Labels | None, "Classes to leave out, such as void, by name or number", MODEL] = None
+    output: Annotated[str | None, "Which of the network's outputs are the logits: a key, or an index from 0", MODEL] = (
+        None
+    )
     image_size: Annotated[Size, "Image size in pixels that the network was trained for", MODEL] = (512, 512)
-    mean: Annotated[Triple, "Mean of each RGB channel, for values in [0, 1]", MODEL] = (0.485, 0.456, 0.406)
-    std: Annotated[Triple, "Standard deviation of each RGB channel, in the same range", MODEL] = (0.229, 0.224, 0.225)
+    mean: Annotated[Triple, "Mean of red, green and blue, in this order, for values in [0, 1]", MODEL] = (
+        0.485, 0.456, 0.406,
+    )  # fmt: skip
+    std: Annotated[Triple, "Standard deviation of red, green and blue, in the same range", MODEL] = (
+        0.229, 0.224, 0.225,
+    )  # fmt: skip
+    channels: Annotated[
+        Channels | None, "What the network reads, after normalisation: its colours in this order, or luma", MODEL
+    ] = None
+    factor: Annotated[Ratio, above(0), "Factor after the normalisation, such as 1/255", MODEL] = 1.0
     arguments: Annotated[Arguments, "Further arguments of the builder", MODEL] = dataclasses.field(default_factory=dict)
     overwrite: Annotated[bool, "Replace the file if it already exists", RUN] = False
 

@@ -1,13 +1,18 @@
 """Networks by name: ``torchvision:NAME``, ``smp:ARCHITECTURE/ENCODER`` or ``package.module:factory``.
 
 Each builder imports the heavy library that it needs. A model file may come from anywhere. So a factory of the user's
-own is only called if the environment variable ``DFSS_TRUSTED_BUILDERS`` names its module.
+own is only called if the environment variable ``DFSS_TRUSTED_BUILDERS`` names its module. Its module may lie in the
+current folder.
 """
 
 import copy
+import difflib
 import importlib
+import importlib.util
+import inspect
 import os
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, get_args, get_type_hints
 from urllib.error import URLError
@@ -45,31 +50,56 @@ def build_network(
         raise ModelError(f"{builder} has no known pretrained backbone; leave out --pretrained-backbone")
     with _refusals(builder):
         if family in FAMILIES:
-            return FAMILIES[family](name, num_classes, arguments, pretrained_backbone)
-        return _from_factory(family, name, num_classes, arguments)
+            network = FAMILIES[family](name, num_classes, arguments, pretrained_backbone)
+        else:
+            network = _from_factory(family, name, num_classes, arguments)
+        _refuse_hidden_methods(network)
+        _replace(network, _is_frozen_norm, _thawed)
+        return network
 
 
 @contextmanager
 def _refusals(builder: str) -> Iterator[None]:
-    """Turn what a library raises inside the block into a ModelError."""
+    """Turn what foreign code raises inside the block into a ModelError."""
     try:
         yield
+    except (ModelError, MemoryError):
+        raise
     except URLError as error:
         raise ModelError(f"{builder}: its pretrained backbone cannot be fetched ({error.reason})") from error
-    except (TypeError, ValueError, KeyError, ImportError, AttributeError) as error:
-        if isinstance(error, ModelError):
-            raise
-        raise ModelError(f"{builder} cannot be built: {error}") from error
+    except (Exception, SystemExit) as error:  # a module may even parse the command line, and end
+        raise ModelError(f"{builder} cannot be built: {told(error)}") from error
+
+
+def told(error: BaseException) -> str:
+    """What an exception of foreign code says, in one line; its kind where that is all that there is to say."""
+    text = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())[:300]
+    plain = isinstance(error, TypeError | ValueError | ImportError | RuntimeError) and text
+    return text if plain else f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _from_torchvision(name: str, num_classes: int, arguments: Mapping[str, Any], pretrained: bool) -> nn.Module:
-    from torchvision.models import get_model, list_models, segmentation
+    from torchvision.models import get_model, get_model_builder, list_models, segmentation
 
     if name not in list_models(module=segmentation):
         raise ModelError(f"torchvision has no segmentation model {name!r}; it has {', '.join(segmentation_names())}")
+    _refuse_arguments(f"torchvision:{name}", arguments, _named(get_model_builder(name)) - {"progress"})
     backbone = "DEFAULT" if pretrained else None
     network: nn.Module = get_model(name, weights=None, weights_backbone=backbone, num_classes=num_classes, **arguments)
     return network
+
+
+def _named(function: Callable[..., Any]) -> set[str]:
+    """The arguments that a function names, without those that it takes as ``**kwargs``."""
+    parameters = inspect.signature(function).parameters.values()
+    return {one.name for one in parameters if one.kind is not one.VAR_KEYWORD} - {"self"}
+
+
+def _refuse_arguments(builder: str, arguments: Mapping[str, Any], known: set[str]) -> None:
+    """Refuse what the libraries would swallow without a word."""
+    known = known - RESERVED
+    if unknown := sorted(arguments.keys() - known):
+        raise ModelError(f"{builder} has no argument {unknown[0]!r}; it takes {', '.join(sorted(known)) or 'none'}")
 
 
 def _from_smp(name: str, num_classes: int, arguments: Mapping[str, Any], pretrained: bool) -> nn.Module:
@@ -78,11 +108,65 @@ def _from_smp(name: str, num_classes: int, arguments: Mapping[str, Any], pretrai
     architecture, _, encoder = name.partition("/")
     if not encoder:
         raise ModelError(f"smp:{name} names no encoder; write smp:ARCHITECTURE/ENCODER, for example smp:Unet/resnet18")
+    _refuse_unknown(architecture, encoder)
+    if not encoder.startswith(("tu-", "timm-")):  # timm takes further arguments
+        kind = smp.MODEL_ARCHITECTURES_MAPPING[architecture.lower()]
+        _refuse_arguments(
+            f"smp:{name}", arguments, _named(kind.__init__) - {"encoder_name"} | {"decoder_use_batchnorm"}
+        )
     weights = "imagenet" if pretrained else None
     network: nn.Module = smp.create_model(
         architecture, encoder, encoder_weights=weights, classes=num_classes, **arguments
     )
     return without_unused(network) if "encoder_depth" in arguments else network
+
+
+def _refuse_unknown(architecture: str, encoder: str) -> None:
+    import segmentation_models_pytorch as smp
+    from segmentation_models_pytorch.encoders import encoders
+
+    architectures = {kind.__name__: key for key, kind in smp.MODEL_ARCHITECTURES_MAPPING.items()}
+    if architecture.lower() not in architectures.values():
+        raise ModelError(f"smp has no architecture {architecture!r}; {_similar(architecture, list(architectures))}")
+    if encoder not in encoders and not encoder.startswith(("tu-", "timm-")):
+        raise ModelError(f"smp has no encoder {encoder!r}; {_similar(encoder, list(encoders))}")
+
+
+def _similar(name: str, names: Sequence[str]) -> str:
+    """Which of the names was probably meant."""
+    spelled = {known.lower(): known for known in names}
+    found = [spelled[key] for key in difflib.get_close_matches(name.lower(), spelled, n=3)]
+    if found:
+        return f"did you mean {' or '.join(found)}?"
+    return f"it has for example {', '.join(names[:: max(1, len(names) // 6)])}"
+
+
+METHODS = ("modules", "parameters", "buffers", "children", "state_dict", "forward", "train", "eval", "apply")
+
+
+def _refuse_hidden_methods(network: nn.Module) -> None:
+    """Refuse a network of which an attribute has the name of one of torch's methods, which torch and DFSS call."""
+    for path, module in nn.Module.named_modules(network):
+        hidden = [name for name in METHODS if name in vars(module) and not callable(vars(module)[name])]
+        if hidden:
+            raise ModelError(
+                f"attribute {hidden[0]!r} of {path or 'the network'} ({type(module).__name__}) hides torch's method "
+                "of this name; rename the attribute"
+            )
+
+
+def _is_frozen_norm(module: nn.Module) -> bool:
+    """Whether it is a BatchNorm whose tensors are all buffers, as torchvision.ops and detectron2 have it."""
+    names = {"weight", "bias", "running_mean", "running_var"}
+    return type(module).__name__ == "FrozenBatchNorm2d" and names <= dict(module.named_buffers(recurse=False)).keys()
+
+
+def _thawed(frozen: nn.Module) -> nn.Module:
+    """A BatchNorm2d that computes the same in eval mode. It can be monitored, inherited and cut like any other."""
+    eps = float(getattr(frozen, "eps", 1e-5))
+    norm = nn.BatchNorm2d(len(frozen.get_buffer("weight")), eps=eps)
+    norm.load_state_dict(frozen.state_dict(), strict=False)
+    return norm
 
 
 class Unused(nn.Identity):
@@ -105,7 +189,7 @@ def without_unused(network: nn.Module) -> nn.Module:
         lean(image).sum().backward()
         with torch.inference_mode():
             logits = lean(image)
-            _replace(lean, lambda module: all(parameter.grad is None for parameter in module.parameters()))
+            _replace(lean, _has_no_gradient, lambda _: Unused())
             same = torch.allclose(lean(image), logits)
     except Exception:  # a foreign network may raise anything at another size, or without one of its parts
         same = False
@@ -113,14 +197,18 @@ def without_unused(network: nn.Module) -> nn.Module:
     return lean.train(training) if same else network
 
 
-def _replace(network: nn.Module, unused: Callable[[nn.Module], bool]) -> None:
+def _has_no_gradient(module: nn.Module) -> bool:
+    parameters = list(module.parameters())
+    return bool(parameters) and all(parameter.grad is None for parameter in parameters)
+
+
+def _replace(network: nn.Module, chosen: Callable[[nn.Module], bool], other: Callable[[nn.Module], nn.Module]) -> None:
+    """Replace the chosen parts of a network."""
     for name, child in network.named_children():
-        if next(child.parameters(), None) is None:
-            continue
-        if unused(child):
-            setattr(network, name, Unused())
+        if chosen(child):
+            setattr(network, name, other(child))
         else:
-            _replace(child, unused)
+            _replace(child, chosen, other)
 
 
 FAMILIES = {"torchvision": _from_torchvision, "smp": _from_smp}
@@ -133,10 +221,21 @@ def _from_factory(module: str, factory: str, num_classes: int, arguments: Mappin
             f"the model runs {module}:{factory} to build its network; if you trust that code, "
             f"set {TRUSTED_BUILDERS}={module}"
         )
+    _find(module)
     network = getattr(importlib.import_module(module), factory)(num_classes=num_classes, **arguments)
     if not isinstance(network, nn.Module):
         raise ModelError(f"{module}:{factory} returned {type(network).__name__}, not a torch module")
     return network
+
+
+def _find(module: str) -> None:
+    """Let a trusted module that is not installed be found in the current folder, as ``python`` itself would find it.
+
+    The folder comes last, so that its files hide no library.
+    """
+    if importlib.util.find_spec(module.partition(".")[0]) is None and os.getcwd() not in sys.path:  # noqa: PTH109
+        sys.path.append(os.getcwd())  # noqa: PTH109
+        importlib.invalidate_caches()
 
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]

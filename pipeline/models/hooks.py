@@ -1,12 +1,15 @@
 """Hooks on the inputs of a network's modules, and a test pass that shows whether a model works."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pipeline.models.builders import told
 from pipeline.models.segmenter import Segmenter
 from storage.errors import ModelError
 
@@ -39,22 +42,59 @@ def forward_until_stopped(model: Segmenter, images_N3HW: Tensor) -> Tensor | Non
     return None
 
 
-def probe(teacher: Segmenter) -> None:
-    """Run one grey image through a model, to see whether it works at the size in its description.
+@contextmanager
+def on_outputs(module: nn.Module, act: Callable[[Any], None]) -> Iterator[None]:
+    """Inside the block, call the function with each output of the module."""
+    hook = module.register_forward_hook(lambda _, __, output: act(output))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+MULTIPLES = (2, 4, 8, 16, 32, 64)
+"""What networks need the sides of their images to be multiples of."""
+
+
+def adapt(model: Segmenter, size: tuple[int, int] | None = None, *, grey: bool = False) -> None:
+    """Let a model pad its images if its network does not take those of ``size``, by default that of its description.
+
+    With ``grey`` it may also read luma instead of colours.
+
+    Raises:
+        ModelError: the network takes the images in no such way, or its output does not match its description.
+    """
+    size, own = size or model.spec.image_size, model.spec
+    refused: dict[tuple[str, tuple[int, int]], ModelError] = {}
+    for channels in dict.fromkeys((own.channels, "grey") if grey else (own.channels,)):
+        for multiple in (1, *MULTIPLES):
+            model.describe(channels=channels, multiple=math.lcm(multiple, own.multiple))
+            way = (channels, model.padded(size))
+            if way in refused:
+                continue
+            try:
+                return probe(model, size)
+            except ModelError as error:
+                refused[way] = error
+    model.describe(channels=own.channels, multiple=own.multiple)
+    raise next(iter(refused.values()))
+
+
+def probe(teacher: Segmenter, size: tuple[int, int] | None = None) -> None:
+    """Run one grey image through a model, to see whether it works at a size, by default that of its description.
 
     Raises:
         ModelError: the network refuses the size, or its output does not match its description.
     """
-    height, width = teacher.spec.image_size
+    height, width = size or teacher.spec.image_size
     image = torch.full((1, 3, height, width), 0.5, device=teacher.device)
     training = teacher.training
     try:
         with torch.inference_mode():
             teacher.eval()(image)
-    except (RuntimeError, ValueError) as error:
-        if isinstance(error, ModelError):
-            raise
-        text = " ".join(str(error).split())
-        raise ModelError(f"{teacher.spec.builder} does not take {height}x{width} images: {text}") from error
+    except ModelError:
+        raise
+    except Exception as error:  # a foreign network may raise anything
+        raise ModelError(f"{teacher.spec.builder} does not take {height}x{width} images: {told(error)}") from error
     finally:
         teacher.train(training)

@@ -1,30 +1,37 @@
-"""Making a model file from a state dict that comes from elsewhere. Nothing is unpickled."""
+"""Making a model file from weights that come from elsewhere. No code of theirs is run."""
 
-import pickle
+import dataclasses
+import json
+import logging
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline.models.builders import resolve_builder
-from pipeline.models.files import load_weights, save_model
-from pipeline.models.hooks import probe
-from pipeline.models.segmenter import ModelSpec, build_model
+from pipeline.models.builders import RESERVED, build_network, resolve_builder
+from pipeline.models.checkpoints import choose_set, fitting_sets, read_checkpoint
+from pipeline.models.files import few, load_weights, save_model
+from pipeline.models.hooks import adapt, on_outputs
+from pipeline.models.merging import Members, arrange
+from pipeline.models.segmenter import KEYS, ModelSpec, Segmenter, build_model, default_output, maps_in
 from pipeline.settings import ImportSettings
 from storage.errors import ModelError, SettingsError
 from storage.progress import Progress, Step, ignore
 
-# The keys under which training frameworks keep a state dict in a checkpoint, and the prefixes of its names.
-NESTED_KEYS = ("state_dict", "model_state_dict", "model_state", "model")
-PREFIXES = ("module.", "_orig_mod.", "model.", "network.")
+logger = logging.getLogger(__name__)
+TRIALS = (8, 9)
+"""Numbers of classes of two networks, of which those tensors differ that have one row for each class."""
+Found = Mapping[str, Mapping[str, Tensor]]
+"""The tensors of a file by the keys under which they lie."""
 
 
 def import_weights(settings: ImportSettings, progress: Progress = ignore) -> ModelSpec:
     """Read weights, check that they fit the builder, try one image, and write the model file.
+
+    What was chosen or left out is logged.
 
     Raises:
         ModelError: the weights cannot be read safely, or do not fit.
@@ -33,76 +40,165 @@ def import_weights(settings: ImportSettings, progress: Progress = ignore) -> Mod
     out = Path(settings.out)
     if out.exists() and not settings.overwrite:
         raise SettingsError(f"{out} already exists; give --overwrite or another --out")
-    spec = _spec(settings)
-    weights = read_state_dict(Path(settings.weights))
+    source = _source(settings)
+    found = read_checkpoint(source.weights)
+    spec = _spec(settings, source, _classes(settings, source, found))
     model = build_model(spec)
-    load_weights(model.network, strip_prefix(weights, set(model.network.state_dict())), origin=settings.weights)
-    probe(model)
+    _load(model, settings, source, found)
+    adapt(model, grey=settings.channels is None)
+    _tell(model)
     save_model(model, out)
     progress(Step(done=1, total=1))
-    return spec
+    return model.spec
 
 
-def _spec(settings: ImportSettings) -> ModelSpec:
+@dataclasses.dataclass(frozen=True, slots=True)
+class Source:
+    """Where the weights are, and the network that they are for."""
+
+    weights: Path
+    builder: str
+    arguments: dict[str, Any]
+
+
+def _source(settings: ImportSettings) -> Source:
+    """The weights and the network in the settings, or in a folder that smp's save_pretrained wrote."""
+    path = Path(settings.weights)
+    described = path.is_dir() and (path / "config.json").is_file()
+    told = _pretrained(path) if described else None
+    if told is None and path.is_dir():
+        raise ModelError(f"{path} is a folder without config.json; give a file of weights")
+    if settings.builder is None and told is None:
+        raise SettingsError(
+            "builder is missing; name the network of the weights, for example --builder Unet/resnet18", field="builder"
+        )
+    builder = resolve_builder(settings.builder) if settings.builder else ""
+    if told is None:
+        return Source(path, builder, dict(settings.arguments))
+    return Source(told.weights, builder or told.builder, {**told.arguments, **settings.arguments})
+
+
+def _pretrained(folder: Path) -> Source:
+    """What a folder of segmentation-models-pytorch says of its network."""
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+        architecture, encoder = config.pop("_model_class"), config.pop("encoder_name")
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ModelError(
+            f"{folder / 'config.json'} is not that of segmentation-models-pytorch ({error}); give --builder and a file"
+        ) from error
+    files = [folder / name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).is_file()]
+    if not files:
+        raise ModelError(f"{folder} holds no model.safetensors; give a file of weights")
+    # An activation would make probabilities of the logits.
+    left_out = RESERVED | {"activation", *(name for name, value in config.items() if value is None)}
+    return Source(files[0], f"smp:{architecture}/{encoder}", {k: v for k, v in config.items() if k not in left_out})
+
+
+def _classes(settings: ImportSettings, source: Source, found: Found) -> int:
+    """The number of classes of the network: that of the settings, else that of the weights."""
+    if settings.num_classes:
+        return settings.num_classes
+    if count := class_count(source, found):
+        return count
     if settings.class_names:
-        names = settings.class_names
-    elif settings.num_classes:
-        names = tuple(f"class {index}" for index in range(settings.num_classes))
-    else:
-        raise SettingsError("num_classes is missing; give --num-classes or --class-names", field="num_classes")
-    return ModelSpec(
-        builder=resolve_builder(settings.builder),
-        arguments=dict(settings.arguments),
-        num_classes=settings.num_classes or len(names),
-        class_names=names,
-        image_size=settings.image_size,
-        mean=settings.mean,
-        std=settings.std,
+        return len(settings.class_names)
+    raise SettingsError(
+        "num_classes is missing, and the weights do not say it; give --num-classes or --class-names",
+        field="num_classes",
     )
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read tensors from .safetensors, or from a torch file with ``weights_only``.
+def class_count(source: Source, found: Found) -> int | None:
+    """The number of classes that weights are for, or None if they do not say.
 
-    Raises:
-        ModelError: the file does not exist, needs unpickling, or holds no state dict.
+    Two networks are built that differ in nothing else. The tensors that differ in size have one row for each class.
     """
-    if not path.is_file():
-        raise ModelError(f"weights file {path} does not exist; give another --weights")
     try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ModelError(
-            f"{path} holds more than tensors, and reading it would run code; save its state_dict() alone"
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
-        raise ModelError(
-            f"{path} cannot be read as weights ({' '.join(str(error).split())[:200]}); save model.state_dict()"
-        ) from error
-    return _find_state_dict(content, path)
+        small, large = (build_network(source.builder, trial, source.arguments).state_dict() for trial in TRIALS)
+    except ModelError:
+        return None
+    best = fitting_sets(found, set(small))
+    counts: Counter[int] = Counter()
+    for name, tensor in (best[0].weights if best else {}).items():
+        if name not in small or name not in large or tensor.ndim != small[name].ndim:
+            continue
+        for size, one, other in zip(tensor.shape, small[name].shape, large[name].shape, strict=True):
+            if (one, other) == TRIALS:
+                counts[size] += 1
+    return counts.most_common(1)[0][0] if counts else None
 
 
-def _find_state_dict(content: Any, path: Path) -> dict[str, Tensor]:
-    for key in NESTED_KEYS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not content:
-        raise ModelError(f"{path} holds a {type(content).__name__}, not a state dict; save model.state_dict()")
-    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise ModelError(
-            f"{path} holds no tensors under {', '.join(map(str, list(content)[:3]))}; save model.state_dict()"
+def _spec(settings: ImportSettings, source: Source, count: int) -> ModelSpec:
+    if max(settings.mean) > 1:
+        raise SettingsError(
+            f"mean is {settings.mean}, but pixels are in [0, 1]; divide mean and std by 255", field="mean"
         )
-    return tensors
+    if count == 1:
+        if settings.merge or settings.drop_class:
+            raise SettingsError("merge and drop_class need a network of several classes, not one", field="merge")
+        names: tuple[str, ...] = settings.class_names or ("background", "foreground")
+        members: Members = ()
+    else:
+        names, members = arrange(count, settings.class_names, settings.merge, settings.drop_class or ())
+    return ModelSpec(
+        builder=source.builder,
+        arguments=source.arguments,
+        num_classes=len(names),
+        class_names=tuple(names),
+        image_size=settings.image_size,
+        mean=settings.mean,
+        std=settings.std,
+        channels=settings.channels or "rgb",
+        factor=settings.factor,
+        output=settings.output or "",
+        network_classes=count if count != len(names) else 0,
+        members=members,
+    )
 
 
-def strip_prefix(weights: Mapping[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
-    """Remove the prefix that DataParallel, torch.compile or a trainer put before every name, if the names then fit."""
-    names = dict(weights)
-    for _ in PREFIXES:
-        for prefix in PREFIXES:
-            if names and all(name.startswith(prefix) for name in names) and not names.keys() & wanted:
-                names = {name.removeprefix(prefix): tensor for name, tensor in names.items()}
-    return names
+def _load(model: Segmenter, settings: ImportSettings, source: Source, found: Found) -> None:
+    """Load the weights into the model; log which, and what was left out."""
+    sets = fitting_sets(found, set(model.network.state_dict()))
+    chosen = choose_set(sets, settings.key, origin=str(source.weights))
+    try:
+        foreign = load_weights(model.network, chosen.weights, origin=str(source.weights))
+    except ModelError:
+        _refuse_count(settings, source, found)
+        raise
+    if len(sets) > 1:
+        names = " or ".join(one.name for one in sets if one is not chosen)
+        logger.info("took the weights %s; --key %s takes others of the file", chosen.name or "at the top", names)
+    others = frozenset[str]().union(*(one.taken for one in sets if one.where == chosen.where))
+    left_out = [*foreign, *sorted(chosen.beside - others)]
+    if left_out:
+        logger.info("left out %s, which the network does not have", few(left_out))
+
+
+def _refuse_count(settings: ImportSettings, source: Source, found: Found) -> None:
+    if settings.num_classes and (count := class_count(source, found)) not in (None, settings.num_classes):
+        raise SettingsError(
+            f"num_classes is {settings.num_classes}, but the weights have {count}; leave it out", field="num_classes"
+        )
+
+
+def _tell(model: Segmenter) -> None:
+    """Log what a test pass of a model shows that the user should know."""
+    spec = model.spec
+    height, width = spec.image_size
+    outputs: list[Any] = []
+    with on_outputs(model.network, outputs.append), torch.inference_mode():
+        model.eval()(torch.full((1, 3, height, width), 0.5, device=model.device))
+    maps = maps_in(outputs[0])
+    taken = spec.output or default_output(outputs[0])
+    if len(maps) > 1 and taken not in KEYS:
+        listed = ", ".join(f"{name} {list(value.shape[1:])}" for name, value in maps.items())
+        logger.info("took output %s of the network's, which are %s; --output takes another", taken, listed)
+    if spec.built_classes == 1:
+        names = " and ".join(spec.class_names)
+        logger.info("the network has one logit z, for a sigmoid; the logits of %s are 0 and z", names)
+    if spec.channels == "grey":
+        logger.info("the network reads one channel, the luma of the image")
+    if model.padded((height, width)) != (height, width):
+        padded = "{}x{}".format(*model.padded((height, width)))
+        logger.info("images are padded to %s, because the network needs multiples of %d", padded, spec.multiple)

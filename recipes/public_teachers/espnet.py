@@ -8,7 +8,7 @@ Shapes: N images, C channels, H x W positions.
 """
 
 import torch
-from layers import Conv, ConvNormAct, NormAct, halve, swap_red_and_blue
+from layers import Conv, ConvNormAct, NormAct, halve
 from torch import Tensor, nn
 
 DILATIONS = (1, 2, 4, 8, 16)
@@ -98,9 +98,8 @@ class Encoder(nn.Module):
 class ESPNet(nn.Module):
     """The encoder, and a decoder that doubles the grid of the logits three times."""
 
-    def __init__(self, num_classes: int, outputs: int, p: int, q: int, bgr: bool) -> None:
+    def __init__(self, outputs: int, p: int, q: int) -> None:
         super().__init__()
-        self.num_classes, self.bgr = num_classes, bgr
         self.encoder = Encoder(outputs, p, q)
         self.br = nn.BatchNorm2d(outputs, eps=EPS)
         self.up_l3 = nn.Sequential(_double(outputs))
@@ -111,28 +110,26 @@ class ESPNet(nn.Module):
         self.classifier = _double(outputs)
 
     def forward(self, images_N3HW: Tensor) -> Tensor:
-        """Logits [N, num_classes, H, W] of normalised images whose sides are multiples of 8."""
-        first, second, logits = self.encoder(swap_red_and_blue(images_N3HW) if self.bgr else images_N3HW)
+        """Logits [N, outputs, H, W] of normalised images whose sides are multiples of 8."""
+        first, second, logits = self.encoder(images_N3HW)
         quarter = self.combine_l2_l3(torch.cat([self.level3_C(second), self.up_l3(self.br(logits))], dim=1))
         half = self.conv(torch.cat([self.up_l2(quarter), first], dim=1))
         whole: Tensor = self.classifier(half)
-        return whole[:, : self.num_classes]
+        return whole
 
 
 def _double(channels: int) -> nn.ConvTranspose2d:
     return nn.ConvTranspose2d(channels, channels, 2, stride=2, bias=False)
 
 
-def build(num_classes: int, p: int = 2, q: int = 8, outputs: int | None = None, bgr: bool = True) -> nn.Module:
+def build(num_classes: int, p: int = 2, q: int = 8) -> nn.Module:
     """ESPNet with ``p`` and ``q`` blocks at 1/4 and 1/8 of the image; a smaller student has fewer.
 
-    Published weights may have more logits (``outputs``) than ``num_classes``, such as one for void. Those beyond
-    ``num_classes`` are cut off. With ``bgr`` the first layer sees blue, green, red, as the published weights do.
+    The published weights see blue, green, red and have one more class, void, which is the last.
 
     Raises:
-        ValueError: there are fewer logits than an ESP block has branches.
+        ValueError: there are fewer classes than an ESP block has branches.
     """
-    outputs = outputs or num_classes
-    if outputs < len(DILATIONS):
-        raise ValueError(f"{outputs} logits; an ESP block of the decoder needs at least {len(DILATIONS)}, see outputs")
-    return ESPNet(num_classes, outputs, p, q, bgr)
+    if num_classes < len(DILATIONS):
+        raise ValueError(f"{num_classes} classes; an ESP block of the decoder needs at least {len(DILATIONS)}")
+    return ESPNet(num_classes, p, q)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from layers import ConvNorm, ConvNormAct, NormAct, halve, merge, shuffle
+from layers import ConvNorm, ConvNormAct, NormAct, halve, shuffle
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,23 +20,6 @@ LEAST = 5
 """The fewest rows and columns to which the pyramid shrinks a map."""
 DECODER = 16
 """The decoder's maps have 4, 3 and 2 times as many channels."""
-
-MERGES = {
-    "camvid": (
-        (10,),  # Sky
-        (2, 3),  # Building: building, wall
-        (5,),  # Pole
-        (0,),  # Road
-        (1,),  # Pavement: sidewalk
-        (8, 9),  # Tree: vegetation, terrain
-        (6, 7),  # SignSymbol: traffic light, traffic sign
-        (4,),  # Fence
-        (13, 14, 15, 16),  # Car: car, truck, bus, train
-        (11,),  # Pedestrian: person
-        (12, 17, 18),  # Bicyclist: rider, motorcycle, bicycle
-    )
-}
-"""Classes that consist of Cityscapes' 19, by data set. Logit 19 of the published weights, background, is in none."""
 
 
 class DepthwiseDilated(nn.Module):
@@ -219,11 +202,8 @@ class Gate(nn.Module):
 class ESPNetv2(nn.Module):
     """The encoder, and a decoder that adds its finer maps to coarser ones, made larger, from 1/16 to 1/2."""
 
-    def __init__(
-        self, outputs: int, widths: Sequence[int], repeats: Sequence[int], groups: Sequence[Sequence[int]] | None
-    ) -> None:
+    def __init__(self, outputs: int, widths: Sequence[int], repeats: Sequence[int]) -> None:
         super().__init__()
-        self.groups = groups
         projection = min(outputs // 2, DECODER)
         planes = (4 * DECODER, 3 * DECODER, 2 * DECODER)
         self.base_net = Encoder(widths, repeats)
@@ -245,7 +225,7 @@ class ESPNetv2(nn.Module):
         decoded = self.bu_dec_l2(self.bu_br_l2(_add(self.merge_enc_dec_l2(third), decoded)))
         decoded = self.bu_dec_l3(self.bu_br_l3(_add(self.merge_enc_dec_l3(second), decoded)))
         logits: Tensor = self.bu_dec_l4(self.bu_br_l4(_add(self.merge_enc_dec_l4(first), decoded)))
-        return logits if self.groups is None else merge(logits, self.groups)
+        return logits
 
 
 def _add(fine_NCHW: Tensor, coarse_NCHW: Tensor) -> Tensor:
@@ -259,24 +239,9 @@ def widths_at(scale: float) -> tuple[int, int, int, int]:
     return min(32, base), 2 * base, 4 * base, 8 * base
 
 
-def build(
-    num_classes: int,
-    scale: float = 1.0,
-    repeats: Sequence[int] = (3, 7),
-    outputs: int | None = None,
-    merged: str | None = None,
-) -> nn.Module:
+def build(num_classes: int, scale: float = 1.0, repeats: Sequence[int] = (3, 7)) -> nn.Module:
     """ESPNetv2 at a ``scale`` of its width, with ``repeats`` more units at 1/8 and 1/16; a smaller student has fewer.
 
-    Published weights may have more logits (``outputs``) than ``num_classes``: ``merged`` names the data set into whose
-    classes they are merged (``camvid``).
-
-    Raises:
-        ValueError: ``merged`` has another number of classes, or names none.
+    The weights published for Cityscapes have its 19 classes and one more, background, which is the last.
     """
-    groups = None
-    if merged is not None:
-        if merged not in MERGES or len(MERGES[merged]) != num_classes:
-            raise ValueError(f"no classes of {merged!r} are {num_classes}; use one of {', '.join(MERGES)}")
-        groups = MERGES[merged]
-    return ESPNetv2(outputs or num_classes, widths_at(scale), repeats, groups)
+    return ESPNetv2(num_classes, widths_at(scale), repeats)

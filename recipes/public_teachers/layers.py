@@ -1,11 +1,8 @@
 """Layers that the published networks share. Their attributes have the names of the published tensors.
 
-Shapes: N images, C channels, K classes, H x W positions.
+Shapes: N images, C channels, H x W positions.
 """
 
-from collections.abc import Sequence
-
-import torch
 from torch import Tensor, nn
 
 
@@ -87,17 +84,3 @@ def shuffle(features_NCHW: Tensor, groups: int) -> Tensor:
     images, channels, height, width = features_NCHW.shape
     split = features_NCHW.reshape(images, groups, channels // groups, height, width)
     return split.transpose(1, 2).reshape(images, channels, height, width)
-
-
-def swap_red_and_blue(images_N3HW: Tensor) -> Tensor:
-    """Images in blue, green, red, as OpenCV reads them, of images in red, green, blue, or back."""
-    return images_N3HW[:, [2, 1, 0]]
-
-
-def merge(logits_NKHW: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
-    """Logits of classes that each consist of several, [N, number of groups, H, W].
-
-    Class g has the logit log sum_{k in group g} exp z_k, so that its probability is the sum of theirs (ours). Classes
-    in no group are left out.
-    """
-    return torch.stack([logits_NKHW[:, list(group)].logsumexp(dim=1) for group in groups], dim=1)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-from layers import Conv, ConvNormAct, NormAct, shuffle, swap_red_and_blue
+from layers import Conv, ConvNormAct, NormAct, shuffle
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -134,9 +134,8 @@ class Encoder(nn.Module):
 class SINet(nn.Module):
     """The encoder, and a decoder with information blocking (section 3.2)."""
 
-    def __init__(self, num_classes: int, level2: Blocks, level3: Blocks, bgr: bool) -> None:
+    def __init__(self, num_classes: int, level2: Blocks, level3: Blocks) -> None:
         super().__init__()
-        self.bgr = bgr
         self.encoder = Encoder(num_classes, level2, level3)
         self.bn_3 = nn.BatchNorm2d(num_classes, eps=EPS)
         self.level2_C = ConvNormAct(48, num_classes, 1, eps=EPS)
@@ -147,7 +146,7 @@ class SINet(nn.Module):
 
     def forward(self, images_N3HW: Tensor) -> Tensor:
         """Logits [N, K, H, W] of normalised images whose sides are multiples of 32."""
-        fine, logits = self.encoder(swap_red_and_blue(images_N3HW) if self.bgr else images_N3HW)
+        fine, logits = self.encoder(images_N3HW)
         coarse = self.bn_3(enlarge(logits, 2))
         doubt = 1 - coarse.softmax(dim=1).amax(dim=1, keepdim=True)
         whole: Tensor = self.classifier(self.bn_2(enlarge(self.level2_C(fine) * doubt + coarse, 2)))
@@ -159,9 +158,9 @@ def enlarge(features_NCHW: Tensor, factor: int) -> Tensor:
     return F.interpolate(features_NCHW, scale_factor=float(factor), mode="bilinear", align_corners=True)
 
 
-def build(num_classes: int, level2: Blocks = LEVEL2, level3: Blocks = LEVEL3, bgr: bool = True) -> nn.Module:
+def build(num_classes: int, level2: Blocks = LEVEL2, level3: Blocks = LEVEL3) -> nn.Module:
     """SINet with the S2 modules ``level2`` and ``level3`` at 1/4 and 1/8 of the image; a smaller student has fewer.
 
-    With ``bgr`` the first layer sees blue, green, red, as the published weights do.
+    The published weights see blue, green, red.
     """
-    return SINet(num_classes, level2, level3, bgr)
+    return SINet(num_classes, level2, level3)

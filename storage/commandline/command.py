@@ -49,6 +49,8 @@ class Command(Generic[SettingsT]):
     """Options that do one thing and end, like ``--list-corpora``: name -> (action, help)."""
     methods: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     """``--method NAME`` stands for these values of settings; other options on the same command line override them."""
+    belongs: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Settings for the value of another one: if the command line replaces that, those of params.yaml do not apply."""
     interrupted: str = "what was finished is kept"
     """The message after Ctrl-C."""
 
@@ -77,11 +79,12 @@ class Command(Generic[SettingsT]):
         fields = fields_of(self.settings)
 
         def callback(context: typer.Context, **options: Any) -> None:
-            taken = _taken(context, given, fields)
+            used = [field for field in fields if not self._is_anothers(context, field.name)]
+            taken = _taken(context, given, used)
             with given.blamed([field.name for field in taken]):
                 values = {
                     field.name: given.value(field) if field in taken else field.parse(options[field.name])
-                    for field in fields
+                    for field in used
                 }
                 settings = self.settings(**values)
             if taken:
@@ -105,6 +108,12 @@ class Command(Generic[SettingsT]):
         callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         callback.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return callback
+
+    def _is_anothers(self, context: typer.Context, name: str) -> bool:
+        """Whether params.yaml has the setting for a value of another one that the command line replaces."""
+        owner, given = self.belongs.get(name, ""), context.default_map or {}
+        replaced = owner in given and str(context.params[owner]) != str(given[owner])
+        return replaced and _source(context, name) == "DEFAULT_MAP"
 
 
 class Interrupted(DFSSError):

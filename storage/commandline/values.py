@@ -15,6 +15,7 @@ import numbers
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from typing import Annotated, Any
 
 from storage.errors import SettingsError
@@ -203,6 +204,43 @@ def _spell_files(files: Mapping[str, str]) -> list[str]:
     return [path if name == path else f"{name}={path}" for name, path in files.items()]
 
 
+def _parse_groups(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for text in texts:
+        name, separator, members = text.partition("=")
+        if not separator or not name.strip():
+            raise ValueError("is not NAME=MEMBER,..., such as vehicle=car,bus")
+        if name.strip() in found:
+            raise ValueError(f"names {name.strip()!r} twice")
+        found[name.strip()] = _parse_names(members)
+    return found
+
+
+def _accept_groups(value: Any) -> dict[str, tuple[str, ...]]:
+    if not isinstance(value, Mapping):
+        raise ValueError("must be a mapping from names to their members, such as {vehicle: [car, bus]}")
+    return {str(name): _accept_labels(members) for name, members in value.items()}
+
+
+def _accept_labels(value: Any) -> tuple[str, ...]:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return (str(value),)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        value = tuple(str(item) if type(item) is int else item for item in value)
+    return _accept_names(value)
+
+
+def _parse_ratio(text: str) -> float:
+    try:
+        return _finite(float(Fraction(text)))
+    except (ValueError, ZeroDivisionError):
+        raise ValueError("must be a number or a ratio, such as 0.5 or 1/255") from None
+
+
+def _accept_ratio(value: Any) -> float:
+    return _parse_ratio(value) if isinstance(value, str) else _finite(value)
+
+
 LOCAL = Rule(lambda value: not is_url(value), "only --corpus and --root can be URLs yet: give a local path")
 FILE = Rule(lambda value: value != "-", "give the name of a file, because nothing is written to standard output")
 Local = Annotated[str, LOCAL, FILE]
@@ -217,6 +255,20 @@ Size = Annotated[tuple[int, int], Form("HEIGHTxWIDTH", _parse_size, _accept_size
 """Height and width in pixels."""
 NAMES_FORM = Form("NAME,...", _parse_names, _accept_names, ",".join)
 Names = Annotated[tuple[str, ...], NAMES_FORM]
+Labels = Annotated[tuple[str, ...], Form("NAME,...", _parse_names, _accept_labels, ",".join)]
+"""Names or numbers of classes."""
+Ratio = Annotated[float, Form("NUMBER|RATIO", _parse_ratio, _accept_ratio, repr)]
+Groups = Annotated[
+    Mapping[str, tuple[str, ...]],
+    Form(
+        "NAME=MEMBER,...",
+        _parse_groups,
+        _accept_groups,
+        lambda groups: [f"{name}={','.join(members)}" for name, members in groups.items()],
+        several=True,
+    ),
+]
+"""Members by the name of what consists of them."""
 Triple = Annotated[
     tuple[float, float, float], Form("R,G,B", _parse_triple, _accept_triple, lambda three: ",".join(map(str, three)))
 ]

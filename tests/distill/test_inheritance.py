@@ -137,7 +137,7 @@ def test_a_continued_student_that_is_normalised_otherwise_keeps_that_and_sees_no
 ) -> None:
     own = student(blocks=2)
     inherit(own, stacked_teacher)
-    own.requires_grad_(True).set_normalisation((0.5, 0.5, 0.5), (0.3, 0.3, 0.3))
+    own.requires_grad_(True).describe(mean=(0.5, 0.5, 0.5), std=(0.3, 0.3, 0.3))
     inheritance = inherit(own, stacked_teacher, copy=False)
     assert own.spec.std == (0.3, 0.3, 0.3)
     assert all(parameter.requires_grad for parameter in own.parameters())
@@ -150,7 +150,7 @@ FOREIGN = ((0.41, 0.42, 0.43), (69.9, 72.6, 72.0))
 
 def foreign(model: Segmenter) -> Segmenter:
     """As of authors who divide by 255 after the standardisation."""
-    model.set_normalisation(*FOREIGN)
+    model.describe(mean=FOREIGN[0], std=FOREIGN[1])
     return model
 
 

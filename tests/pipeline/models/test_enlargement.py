@@ -37,7 +37,7 @@ def check(model: Segmenter, *, coarse: tuple[int, int], align_corners: bool = Fa
     found = find_enlargement(model, SIZE)
     images = torch.rand(2, 3, *SIZE)
     with torch.no_grad():
-        small = found.coarse(model, images)
+        small = found.coarse(images)
         logits = model(images)
     assert tuple(small.shape) == (2, model.spec.num_classes, *coarse)
     torch.testing.assert_close(found.enlarge(small, SIZE), logits)
@@ -76,7 +76,7 @@ def test_networks_of_the_libraries_are_cut_where_they_enlarge(
     found = find_enlargement(model, (64, 64))
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
-        small = found.coarse(model, images)
+        small = found.coarse(images)
         torch.testing.assert_close(found.enlarge(small, (64, 64)), model(images), rtol=1e-4, atol=1e-4)
     assert tuple(small.shape[-2:]) == coarse
     assert found.align_corners is align_corners

@@ -1,5 +1,7 @@
 """Model files: a saved model loads unchanged, and a file that cannot be loaded says why."""
 
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,10 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 from conftest import HEIGHT, NAMES, WIDTH, tiny_model, tiny_spec
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
+from torchvision.models import get_model
 from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
 from pipeline.models.builders import (
@@ -47,12 +51,12 @@ def test_logits_have_the_size_of_the_images_whatever_the_network_returns(teacher
 def test_another_normalisation_is_that_of_the_spec_too(teacher: Segmenter) -> None:
     mean, std = (0.1, 0.2, 0.3), (70.0, 60.0, 50.0)
     images = torch.rand(2, 3, 4, 5)
-    teacher.set_normalisation(mean, std)
+    teacher.describe(mean=mean, std=std)
     expected = (images.double().numpy() - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
     np.testing.assert_allclose(teacher.normalise(images), expected, rtol=1e-4, atol=1e-7)
     assert (teacher.spec.mean, teacher.spec.std) == (mean, std)
     with pytest.raises(ModelError, match="std above 0"):
-        teacher.set_normalisation(mean, (1.0, 0.0, 1.0))
+        teacher.describe(std=(1.0, 0.0, 1.0))
 
 
 PREPROCESSING = {"input_space": "RGB", "input_range": [0, 1], "mean": [0.5, 0.4, 0.3], "std": [0.5, 0.6, 0.7]}
@@ -128,7 +132,7 @@ def test_short_names_stand_for_builders(name: str, builder: str) -> None:
         ("resnet9000", "unknown builder 'resnet9000'"),
         ("torchvision:resnet50", "no segmentation model 'resnet50'"),
         ("smp:Unet", "names no encoder"),
-        ("smp:Nothing/resnet18", "cannot be built"),
+        ("smp:Nothing/resnet18", "no architecture 'Nothing'; it has for example Unet"),
         ("tiny_models:absent", "cannot be built"),
         ("tiny_models:not_a_network", "returned int, not a torch module"),
     ],
@@ -156,6 +160,113 @@ def test_a_missing_and_a_broken_file_are_told_apart(tmp_path: Path) -> None:
     (tmp_path / "text.safetensors").write_text("not weights")
     with pytest.raises(ModelError, match="not a safetensors file"):
         load_model(tmp_path / "text.safetensors")
+
+
+@pytest.mark.parametrize("name", ["student.safetensors", "model.safetensors"])
+def test_a_run_folder_stands_for_its_model(name: str, teacher: Segmenter, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    save_model(teacher, tmp_path / "run" / name)
+    assert fingerprint(load_model(tmp_path / "run")) == fingerprint(teacher)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ((), "holds neither student.safetensors nor model.safetensors"),
+        (("config.json", "model.safetensors"), "is a folder of save_pretrained; import it with dfss-import --weights"),
+    ],
+)
+def test_a_folder_without_a_model_file_of_ours_says_what_to_do(
+    files: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    for name in files:
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(ModelError, match=message):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("lraspp_mobilenet_v3_large", "give torchvision:lraspp_mobilenet_v3_large@DEFAULT"),
+        ("torchvision:deeplabv3_resnet50", "give torchvision:deeplabv3_resnet50@DEFAULT"),
+        ("deeplabv3_resnet5", "give torchvision:deeplabv3_resnet50@DEFAULT"),
+        ("teacher.safetensors", "make one with dfss-import or dfss-train"),
+    ],
+)
+def test_a_network_that_is_given_as_a_model_file_is_told_how_its_weights_are_called(name: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        load_model(name)
+
+
+@pytest.mark.parametrize(
+    ("builder", "arguments", "message"),
+    [
+        ("torchvision:lraspp_mobilenet_v3_large", {"encoder_depth": 3}, "no argument 'encoder_depth'; it takes none"),
+        ("torchvision:deeplabv3_resnet50", {"output_stride": 8}, "no argument 'output_stride'; it takes aux_loss"),
+        ("smp:Unet/resnet81", {}, "no encoder 'resnet81'; did you mean .*resnet18"),
+        ("smp:unet_plus_plus/resnet18", {}, "no architecture .*did you mean UnetPlusPlus"),
+        ("smp:Unet/xyz", {}, "no encoder 'xyz'; it has for example resnet18"),
+        ("smp:Unet/resnet18", {"decoder_width": 3}, "decoder_width"),
+    ],
+)
+def test_arguments_and_encoders_that_a_library_does_not_know_are_refused(
+    builder: str, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ModelError, match=message) as caught:
+        build_network(builder, 3, arguments)
+    assert len(str(caught.value)) < 300
+
+
+def test_a_trusted_module_of_the_current_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "homemade_network.py").write_text(
+        "from torch import nn\nfrom homemade_part import head\n"
+        "def build(num_classes):\n    return nn.Sequential(nn.BatchNorm2d(3), head(num_classes))\n"
+    )
+    (tmp_path / "homemade_part.py").write_text(
+        "from torch import nn\ndef head(num_classes):\n    return nn.Conv2d(3, num_classes, 1)\n"
+    )
+    monkeypatch.setattr("sys.path", list(sys.path))
+    with pytest.raises(ModelError, match=f"{TRUSTED_BUILDERS}=homemade_network"):
+        build_network("homemade_network:build", 3, {})
+    assert "homemade_network" not in sys.modules
+    monkeypatch.setenv(TRUSTED_BUILDERS, "homemade_network")
+    assert build_network("homemade_network:build", 4, {})(torch.rand(1, 3, 2, 2)).shape == (1, 4, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("builder", "arguments"),
+    [
+        ("torchvision:lraspp_mobilenet_v3_large", {}),
+        ("smp:FPN/resnet18", {}),
+        ("smp:Unet/resnet18", {"encoder_depth": 3, "decoder_channels": [16, 8, 8]}),
+    ],
+)
+def test_the_library_that_a_header_names_loads_the_model_without_us(
+    builder: str, arguments: dict[str, Any], tmp_path: Path
+) -> None:
+    spec = ModelSpec(builder=builder, num_classes=3, class_names=NAMES, image_size=(64, 64), arguments=arguments)
+    model = build_model(spec).eval()
+    save_model(model, tmp_path / "model.safetensors")
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        told = json.loads(file.metadata()["dfss"])
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+    family, _, name = told["builder"].partition(":")
+    if family == "torchvision":
+        network = get_model(
+            name, weights=None, weights_backbone=None, num_classes=told["num_classes"], **told["arguments"]
+        )
+    else:
+        network = smp.create_model(
+            *name.split("/"), encoder_weights=None, classes=told["num_classes"], **told["arguments"]
+        )
+    lacking, unexpected = network.load_state_dict(weights, strict=False)
+    assert not unexpected
+    assert all(name.startswith(tuple(told.get("unused", ()))) for name in lacking)
+    images = torch.rand(1, 3, 64, 64)
+    mean, std = (torch.tensor(told[name]).view(3, 1, 1) for name in ("mean", "std"))
+    output = network.eval()((images - mean) / std)
+    torch.testing.assert_close(output["out"] if isinstance(output, dict) else output, model(images))
 
 
 def test_weights_of_another_network_are_refused_by_name(teacher: Segmenter, tmp_path: Path) -> None:

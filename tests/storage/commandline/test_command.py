@@ -117,6 +117,18 @@ def test_another_commands_section_gives_its_settings(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("store", "count"), [((), 7), (("--store", "y"), 7), (("--store", "z"), 3), (("--store", "z", "--count", "5"), 5)]
+)
+def test_a_setting_for_another_one_of_params_yaml_is_not_for_that_of_the_command_line(
+    store: tuple[str, ...], count: int, call: Call, tmp_path: Path
+) -> None:
+    (tmp_path / "params.yaml").write_text("dfss:\n  tool:\n    store: y\n    count: 7\n")
+    seen: list[Settings] = []
+    assert call(dataclasses.replace(command(seen), belongs={"count": "store"}), *store) == 0
+    assert seen[0].count == count
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("dfss: {tool: {count: 0}}", "--count is 0; give 1 or more (from dfss.tool.count of params.yaml)"),

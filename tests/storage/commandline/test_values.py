@@ -1,10 +1,14 @@
 """Values of settings, as Python and params.yaml give them."""
 
+import re
 from datetime import date
+from typing import Any
 
 import pytest
 
 from distill.settings import TrainSettings
+from pipeline.settings import ImportSettings
+from storage.commandline.declaration import fields_of
 from storage.commandline.params import refuse_unknown
 from storage.errors import SettingsError
 
@@ -33,3 +37,43 @@ def test_a_seed_that_torch_cannot_take_is_refused() -> None:
     assert TrainSettings(data="d", builder="b", seed=2**63 - 1).seed == 2**63 - 1
     with pytest.raises(SettingsError, match=r"seed is 9223372036854775808; give 9223372036854775807 or less"):
         TrainSettings(data="d", builder="b", seed=2**63)
+
+
+def imported(**values: Any) -> ImportSettings:
+    return ImportSettings(weights="w", out="o", **values)
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "value", "expected"),
+    [
+        ("merge", ["vehicle=car, bus", "x=3"], {"vehicle": ["car", "bus"], "x": 3},
+         {"vehicle": ("car", "bus"), "x": ("3",)}),
+        ("drop_class", "void,4", ["void", 4], ("void", "4")),
+        ("drop_class", "11", 11, ("11",)),
+        ("factor", "1/255", 1 / 255, 1 / 255),
+        ("factor", "0.5", "1/2", 0.5),
+    ],
+)  # fmt: skip
+def test_classes_and_ratios_are_the_same_from_a_command_line_and_from_python(
+    field: str, text: Any, value: Any, expected: Any
+) -> None:
+    declared = next(one for one in fields_of(ImportSettings) if one.name == field)
+    assert declared.accept(declared.parse(text)) == expected
+    assert getattr(imported(**{field: value}), field) == expected
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "message"),
+    [
+        ("merge", ["car,bus"], "is not NAME=MEMBER,..., such as vehicle=car,bus"),
+        ("merge", ["a=b", "a=c"], "names 'a' twice"),
+        ("merge", ["a="], "must be names"),
+        ("factor", "1/0", "must be a number or a ratio, such as 0.5 or 1/255"),
+        ("factor", "nan", "must be a number or a ratio"),
+        ("factor", "-1", "give a number above 0"),
+    ],
+)
+def test_classes_and_ratios_that_are_written_otherwise_are_told_how(field: str, text: Any, message: str) -> None:
+    declared = next(one for one in fields_of(ImportSettings) if one.name == field)
+    with pytest.raises(SettingsError, match=re.escape(message)):
+        declared.accept(declared.parse(text))
