@@ -16,7 +16,7 @@ from PIL import Image
 from pipeline.corpora.corpus import Corpus
 from pipeline.corpora.locate import moved
 from pipeline.corpora.reader import ImageReader
-from pipeline.decoding.pillow import decode_rgb
+from pipeline.decoding.pillow import decode_covering
 from pipeline.selection.select import check_selection
 from storage.errors import CorpusError, ImageError
 from storage.scores.store import ScoreStore
@@ -105,7 +105,7 @@ class Covering:
         Raises:
             ImageError: the bytes cannot be decoded.
         """
-        image = decode_rgb(data)
+        image = decode_covering(data, height=self.height, width=self.width)
         scale = max(self.height / image.height, self.width / image.width)
         if scale >= 1:
             return image
