@@ -53,6 +53,12 @@ class ScoreSettings(Checked):
     entropy: Annotated[
         bool, "Also keep the teacher's mean entropy, for --strategy confidence; takes a full forward pass", METHOD
     ] = False
+    include: Annotated[str | None, "Glob of the image files or tar members that count, such as '*.jpg'", DATA] = None
+    column: Annotated[str | None, "Column of Parquet files that holds the images", DATA] = None
+    max_pixels: Annotated[
+        Count, "Do not decode images of more pixels; a JPEG counts at the fraction that it is decoded at", DATA
+    ] = 89_478_485
+    failures: Annotated[str | None, "File to list all unreadable and rejected images in (tab-separated)", DATA] = None
     min_side: Annotated[Count, "Reject images with a side shorter than this, in pixels", DATA] = 16
     limit: Annotated[Count | None, "Score only this many images, the first of the corpus", DATA] = None
     workers: Annotated[Whole, "Number of decoding threads; 0 means one per core", RUN] = 0

@@ -10,6 +10,7 @@ import inspect
 import logging
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Generic, NoReturn, TypeVar
 
@@ -145,7 +146,20 @@ def _with_flag(message: str, field: str) -> str:
 
 
 class Grouped(TyperCommand):
-    """A command whose help shows its options panel by panel and never cuts them off."""
+    """A command whose help shows its options panel by panel, and which takes an option of one value only once."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words of a command line.
+
+        Raises:
+            SettingsError: an option is given twice, of which the parser would take the last without a word.
+        """
+        given = Counter(self.make_parser(ctx).parse_args(args=list(args))[2])
+        for parameter, times in given.items():
+            if times > 1 and not parameter.multiple and not getattr(parameter, "is_flag", False):
+                raise SettingsError(f"{parameter.opts[0]} is given {times} times; give it once")
+        rest: list[str] = super().parse_args(ctx, args)
+        return rest
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write a section for each panel."""

@@ -58,6 +58,7 @@ COLUMNS: Mapping[str, Column] = {
     "status": Column(dtype="uint8", fill=PENDING),
     "error": Column(dtype=str, fill=""),
     "entropy": Column(dtype="float32", fill=np.nan, measured=True, optional=True),
+    "content": Column(dtype="uint64", fill=0, optional=True),
 }
 
 

@@ -62,7 +62,7 @@ def test_roots_are_asked_in_order(monkeypatch, tmp_path):
 def test_a_root_that_was_named_is_never_replaced_by_another(monkeypatch):
     touch("data/coco/train2017/1.jpg")
     monkeypatch.setenv("DFSS_COCO_ROOT", "elsewhere")
-    with pytest.raises(CorpusError, match="in elsewhere;"):
+    with pytest.raises(CorpusError, match="in elsewhere: there is no elsewhere;"):
         find_known("coco").find()
 
 
