@@ -32,7 +32,7 @@ class LeftOut:
     def lines(self) -> list[str]:
         """Describe each reason in a line, in the order in which they were met."""
         return [
-            f"{count:,} {reason} (such as {', '.join(self._examples[reason])})"
+            f"{reason}: {count:,} (such as {', '.join(self._examples[reason])})"
             for reason, count in self._counts.items()
         ]
 

@@ -59,7 +59,9 @@ def match_entries(
         if files.is_folder(inside := f"{folder}/{part}" if folder else part):
             yield from match_entries(files, rest, inside, left_out)
         return
-    for entry in _entries(files, folder, left_out):
+    # A folder that the first call has listed is not counted a second time.
+    is_listed = part == "**" and is_glob((rest or "*").partition("/")[0])
+    for entry in _entries(files, folder, None if is_listed else left_out):
         path = f"{folder}/{entry.name}" if folder else entry.name
         if part == "**" and entry.is_folder:
             yield from match_entries(files, pattern, path, left_out)

@@ -48,12 +48,12 @@ def _say(store: ScoreStore, held: Manifest, changes: Changes, *, limited: bool) 
         )
     if len(changes.replaced):
         logger.warning(
-            "%s: of its images, %d of %d were replaced since they were listed (such as %s); their shards are scored again",
+            "%s: of its images, %d of %d were replaced since it was made (such as %s); their shards are scored again",
             *(store.path, len(changes.replaced), len(held), _first(held, changes.replaced)),
         )
     if changes.new and not limited:
         logger.warning(
-            "%s: left out %d of %d images, which are new since the store was made (such as %s); a new store has them all "
+            "%s: left out %d of %d images, which are new since it was made (such as %s); a new store has them all "
             "(another --out, or --overwrite)",
             *(store.path, len(changes.new), len(held) + len(changes.new) - changes.absent, ", ".join(changes.new[:3])),
         )

@@ -109,7 +109,7 @@ class TestFolder:
         (tmp_path / "photos/itself.jpg").symlink_to("itself.jpg")
         (tmp_path / "photos/gone.jpg").symlink_to("nowhere.jpg")
         assert list_images(resolve_corpus(str(tmp_path / "photos"))).keys == ["a.jpg", "linked/b.jpg"]
-        assert "left out 2 links whose target does not exist" in caplog.text
+        assert "left out links whose target does not exist: 2 (such as gone.jpg, itself.jpg)" in caplog.text
 
     def test_an_empty_folder_is_an_error_that_names_the_extensions(self, tmp_path):
         write_folder(tmp_path, ["readme.txt"])

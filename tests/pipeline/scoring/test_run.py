@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from conftest import HEIGHT, WIDTH, command_environment, command_line, draw_image, tiny_model
+from conftest import HEIGHT, WIDTH, command_environment, command_line, tiny_model
 from PIL import Image
 
 from pipeline.corpora.reader import ImageReader
