@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.corpora.reader import NO_LONGER
-from storage.changes import Changes, compare
 from storage.errors import StoreError
 from storage.manifest import Manifest
+from storage.scores.changes import Changes, compare
 from storage.scores.store import ScoreStore
 
 logger = logging.getLogger(__name__)

@@ -26,7 +26,7 @@ from storage.index import build_index
 from storage.manifest import GONE
 from storage.progress import Progress, Step, ignore
 from storage.scores.claim import exclusive, sweep
-from storage.scores.schema import REJECTED, SCHEMA_VERSION, SCORED, SCORING_VERSION, UNREADABLE, Attributes
+from storage.scores.schema import COLUMNS, REJECTED, SCHEMA_VERSION, SCORED, SCORING_VERSION, UNREADABLE, Attributes
 from storage.scores.store import ScoreStore, create_store, is_store, open_store
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -119,8 +119,8 @@ def attributes(job: Job) -> Attributes:
             "decoder": settings.decoder,
         },
         "embedding": {"size": min(settings.embedding_size, layers[-1].channels), "layer": layers[-1].name},
-        "entropy": settings.entropy,
-        "content": True,
+        **{name: getattr(settings, name) for name, column in COLUMNS.items() if column.optional},
+        **{name: True for name, column in COLUMNS.items() if column.added},
         "precision": settings.precision,
         "shard_size": settings.shard_size,
         "include": job.corpus.include or None,

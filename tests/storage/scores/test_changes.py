@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from storage.changes import compare
 from storage.manifest import GONE, Manifest
+from storage.scores.changes import compare
 
 Image = tuple[str, str, int, int]
 """Key, source ("" for a file of its own), offset, size."""
