@@ -75,11 +75,13 @@ class KnownCorpus:
                         return join(place, folder), pattern
                 elif any(map(is_image, match(files, layout))):
                     return join(place, folder), ""
-        wanted, roots = " or ".join(self.layouts), self.roots(root)
+        roots, more = self.roots(root), len(self.layouts) - _SHOWN
+        wanted = " or ".join(self.layouts[:_SHOWN]) + (f" or {more} others (see --list-corpora)" if more > 0 else "")
+        there = [place for place in roots if open_files(place).is_folder("")]
         raise CorpusError(
             f"corpus {self.name!r} was not found in {' or '.join(roots)}: {'; '.join(map(contents, roots))}; expected "
             f"{wanted}; get it from {self.obtain}, and give its folder with --root DIR or {self.variables[0]}; or give "
-            "any folder of images as --corpus DIR"
+            f"any folder of images as --corpus DIR" + (f", such as --corpus {there[0]}" if there else "")
         )
 
 

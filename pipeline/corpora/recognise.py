@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from pathlib import PurePosixPath
 
 from pipeline.corpora.leftout import LeftOut
 from pipeline.corpora.patterns import expand_braces
@@ -116,7 +115,8 @@ def by_name(path: str) -> bool | None:
 
     What follows a question mark is no part of a name: ``x.jpg?width=640``.
     """
-    suffix = PurePosixPath(path.partition("?")[0]).suffix.lower()
+    stem, dot, extension = path.partition("?")[0].lower().rpartition(".")
+    suffix = dot + extension if stem and not stem.endswith("/") else ""
     if suffix in IMAGE_EXTENSIONS:
         return True
     if suffix in FOREIGN_EXTENSIONS or (suffix in _OTHER_EXTENSIONS and "?" not in path):
