@@ -40,7 +40,9 @@ class ScoreSettings(Checked):
     """Stage one: measure every image of a corpus against the teacher's BatchNorm statistics."""
 
     corpus: Annotated[
-        str, "Catalogue name (see --list-corpora), folder, tars (shard-{000..127}.tar, a glob) or Parquet", DATA
+        str,
+        "Catalogue name (see --list-corpora), folder, glob, text file of paths, tars (shard-{000..127}.tar) or Parquet",
+        DATA,
     ]
     teacher: Teacher
     root: Annotated[str | None, "Where the corpus lies: a folder or an fsspec URL", DATA] = None
@@ -68,7 +70,7 @@ class ScoreSettings(Checked):
     device: Device = "auto"
     precision: Annotated[Precision, "Precision of the forward pass; statistics are always float32", RUN] = "float32"
     overwrite: Annotated[
-        bool, "Replace a store that was made with other settings; one with the same settings is continued", RUN
+        bool, "Replace a store of other settings or of a corpus that has changed since; any other is continued", RUN
     ] = False
     retry_failed: Annotated[bool, "Score again the shards that hold unreadable or rejected images", RUN] = False
 
