@@ -41,7 +41,7 @@ class SelectedImages(Generic[ImageT]):
         """
         check_selection(store, selection)
         self.rows: Sequence[int] = [int(row) for row in selection.table["row"]]
-        corpus = moved(Corpus(**store.attributes["corpus"]), root)
+        corpus = moved(Corpus(**store.corpus), root)
         self._decode = decode
         self._keys = list(selection.table["key"])
         # A store of an older version does not know what its images were.

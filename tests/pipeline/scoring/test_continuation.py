@@ -145,6 +145,7 @@ def test_a_corpus_of_other_images_is_refused(image_folder: Path, teacher_file: P
 def test_a_limited_store_does_not_take_what_lies_beyond_for_new_nor_what_is_pushed_out_for_gone(
     image_folder: Path, teacher_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("WARNING")
     path = score(settings(image_folder, teacher_file, limit=10)).path
     before = tree(path)
     (image_folder / "000a.png").write_bytes(encoded(77))
