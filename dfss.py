@@ -242,7 +242,7 @@ def open_scores(path: "str | PathLike[str]") -> "ScoreStore":
     """Open a complete score store for reading.
 
         >>> dfss.open_scores("scores.zarr").to_pandas().columns.tolist()
-        ['key', 'distance', 'status', 'error', 'cell']
+        ['key', 'distance', 'status', 'error', 'content', 'cell']
 
     Raises:
         StoreError: it is missing, incomplete, or of another schema.

@@ -27,6 +27,12 @@ def _score(settings: ScoreSettings) -> None:
     )
     for key, error in result.first_errors:
         say(f"  {key}: {error}")
+    if settings.failures:
+        say(f"  {settings.failures} lists all images that have no score")
+    elif (more := result.unreadable + result.rejected - len(result.first_errors)) > 0:
+        say(f"  and {more} more; --failures FILE lists all")
+    if total and not result.scored:
+        say("  no image could be scored, so none can be selected")
     if result.quantiles:
         say("distance: " + ", ".join(f"{100 * q:g} % {value:.3f}" for q, value in result.quantiles.items()))
     timing = result.timing

@@ -47,7 +47,9 @@ class ScoreSettings(Checked):
     """Stage one: measure every image of a corpus against the teacher's BatchNorm statistics."""
 
     corpus: Annotated[
-        str, "Catalogue name (see --list-corpora), folder, tars (shard-{000..127}.tar, a glob) or Parquet", DATA
+        str,
+        "Catalogue name (see --list-corpora), folder, glob, text file of paths, tars (shard-{000..127}.tar) or Parquet",
+        DATA,
     ]
     teacher: Teacher
     root: Annotated[str | None, "Where the corpus lies: a folder or an fsspec URL", DATA] = None
@@ -60,6 +62,12 @@ class ScoreSettings(Checked):
     entropy: Annotated[
         bool, "Also keep the teacher's mean entropy, for --strategy confidence; takes a full forward pass", METHOD
     ] = False
+    include: Annotated[str | None, "Glob of the image files or tar members that count, such as '*.jpg'", DATA] = None
+    column: Annotated[str | None, "Column of Parquet files that holds the images", DATA] = None
+    max_pixels: Annotated[
+        Count, "Do not decode images of more pixels; a JPEG counts at the fraction that it is decoded at", DATA
+    ] = 89_478_485
+    failures: Annotated[str | None, "File to list all unreadable and rejected images in (tab-separated)", DATA] = None
     min_side: Annotated[Count, "Reject images with a side shorter than this, in pixels", DATA] = 16
     limit: Annotated[Count | None, "Score only this many images, the first of the corpus", DATA] = None
     workers: Annotated[Whole, "Number of decoding threads; 0 means one per core", RUN] = 0
@@ -69,7 +77,7 @@ class ScoreSettings(Checked):
     device: Device = "auto"
     precision: Annotated[Precision, "Precision of the forward pass; statistics are always float32", RUN] = "float32"
     overwrite: Annotated[
-        bool, "Replace a store that was made with other settings; one with the same settings is continued", RUN
+        bool, "Replace a store of other settings or of a corpus that has changed since; any other is continued", RUN
     ] = False
     retry_failed: Annotated[bool, "Score again the shards that hold unreadable or rejected images", RUN] = False
 

@@ -129,7 +129,7 @@ def _photographs(settings: SynthesisSettings, teacher: Segmenter) -> "SelectedIm
         )
     height, width = teacher.spec.image_size
     return SelectedImages(
-        store, first(selection, count), decode=Decoder(height=height, width=width), root=settings.root
+        store, first(selection, count), decode=Decoder(height=height, width=width, max_pixels=None), root=settings.root
     )
 
 

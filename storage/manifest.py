@@ -20,6 +20,8 @@ from storage.errors import CorpusError, SettingsError
 from storage.keys import all_differ
 
 _HASHED_AT_ONCE = 65536
+GONE = -1
+"""Offset of an image that is no longer in its corpus. Its row stays, because a row is never given to another image."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -40,7 +42,7 @@ class Manifest:
     """[N] index into ``sources``, -1 for an image that is a file of its own."""
 
     offset: NDArray[np.int64]
-    """[N] byte offset in the tar, row number in the Parquet file, 0 for a file."""
+    """[N] byte offset in the tar, row number in the Parquet file, 0 for a file, :data:`GONE` for what is gone."""
 
     size: NDArray[np.int64]
     """[N] bytes of the encoded image, -1 where unknown (Parquet)."""

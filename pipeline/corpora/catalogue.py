@@ -9,17 +9,18 @@ import difflib
 import os
 from dataclasses import dataclass
 
-from pipeline.corpora.folder import is_image
 from pipeline.corpora.formats import format_of
 from pipeline.corpora.patterns import match, split_pattern
+from pipeline.corpora.recognise import is_image
 from storage.errors import CorpusError
-from storage.files.places import join, open_files
+from storage.files.places import is_hidden, join, open_files
 
 DATA_ROOT_VARIABLE = "DFSS_DATA_ROOT"
 """Environment variable for the folder that holds all corpora, each in a folder of its name."""
 
 
 DEFAULT_DATA_ROOT = "data"
+_SHOWN = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,11 +75,26 @@ class KnownCorpus:
                         return join(place, folder), pattern
                 elif any(map(is_image, match(files, layout))):
                     return join(place, folder), ""
-        wanted, places = " or ".join(self.layouts), " or ".join(self.roots(root))
+        roots, more = self.roots(root), len(self.layouts) - _SHOWN
+        wanted = " or ".join(self.layouts[:_SHOWN]) + (f" or {more} others (see --list-corpora)" if more > 0 else "")
+        there = [place for place in roots if open_files(place).is_folder("")]
         raise CorpusError(
-            f"corpus {self.name!r} was not found: expected {wanted} in {places}; "
-            f"get it from {self.obtain}; then give its folder with --root DIR or {self.variables[0]}"
+            f"corpus {self.name!r} was not found in {' or '.join(roots)}: {'; '.join(map(contents, roots))}; expected "
+            f"{wanted}; get it from {self.obtain}, and give its folder with --root DIR or {self.variables[0]}; or give "
+            f"any folder of images as --corpus DIR" + (f", such as --corpus {there[0]}" if there else "")
         )
+
+
+def contents(place: str) -> str:
+    """Describe in a few words what lies in a folder."""
+    files = open_files(place)
+    if not files.is_folder(""):
+        return f"{place} is a file" if files.is_file("") else f"there is no {place}"
+    names = sorted(
+        f"{entry.name}/" if entry.is_folder else entry.name for entry in files.entries("") if not is_hidden(entry.name)
+    )
+    shown = ", ".join(names[:_SHOWN]) or "nothing"
+    return f"{place} holds {shown}" + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def catalogue() -> tuple[KnownCorpus, ...]:
@@ -96,6 +112,19 @@ def close_names(word: str) -> list[str]:
     return difflib.get_close_matches(word.lower(), [known.name for known in _CATALOGUE], n=3, cutoff=0.6)
 
 
+_IMAGENET_PLACES = (
+    *("", "ILSVRC/Data/CLS-LOC/", "Data/CLS-LOC/", "CLS-LOC/", "ILSVRC2012/", "imagenet/"),
+    "imagenet-object-localization-challenge/ILSVRC/Data/CLS-LOC/",
+)
+"""Folders that downloads of ImageNet have around ``train`` and ``val``."""
+_HUB = ("data/", "", "datasets--*/snapshots/*/data/", "snapshots/*/data/")
+"""Folders of Parquet files in a data hub's download, and in the cache of its client."""
+
+
+def _everywhere(places: tuple[str, ...], *layouts: str) -> tuple[str, ...]:
+    return tuple(place + layout for layout in layouts for place in places)
+
+
 _IMAGENET_PAGE = "https://image-net.org/download.php (free account; non-commercial research)"
 
 
@@ -110,13 +139,17 @@ _CATALOGUE = (
         name="imagenet",
         title="ImageNet-1k (ILSVRC 2012), training images",
         layouts=(
-            "train/n*/*",
-            "ILSVRC/Data/CLS-LOC/train/n*/*",
-            "n*/*",
-            "train/n*.tar",
-            "n*.tar",
-            "imagenet*-train-*.tar",
-            "data/train-*.parquet",
+            *_everywhere(_IMAGENET_PLACES, "train/n*/*"),
+            *(
+                "ILSVRC2012_img_train/n*/*",
+                "n*/*",
+                "train/n*_*",
+                "train/n*.tar",
+                "ILSVRC2012_img_train/n*.tar",
+                "n*.tar",
+            ),
+            *("ILSVRC2012_img_train.tar", "imagenet*-train-*.tar"),
+            *_everywhere(_HUB, "train-*.parquet"),
         ),
         images=1_281_167,
         obtain=_IMAGENET_PAGE,
@@ -125,13 +158,9 @@ _CATALOGUE = (
         name="imagenet-val",
         title="ImageNet-1k (ILSVRC 2012), validation images",
         layouts=(
-            "val/*",
-            "val/n*/*",
-            "ILSVRC/Data/CLS-LOC/val/*",
-            "ILSVRC2012_val_*",
-            "ILSVRC2012_img_val.tar",
-            "imagenet*-validation-*.tar",
-            "data/validation-*.parquet",
+            *_everywhere(_IMAGENET_PLACES, "val/*", "val/n*/*"),
+            *("ILSVRC2012_img_val/*", "ILSVRC2012_val_*", "ILSVRC2012_img_val.tar", "imagenet*-validation-*.tar"),
+            *_everywhere(_HUB, "validation-*.parquet"),
         ),
         images=50_000,
         obtain=_IMAGENET_PAGE,

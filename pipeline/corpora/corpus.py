@@ -1,7 +1,7 @@
 """A corpus: where its images are, and in which format.
 
-A corpus is a catalogue name, a folder, WebDataset tars (``shard-{000..127}.tar``, a glob, one tar) or Parquet files
-with image bytes. It is local or behind any fsspec URL:
+A corpus is a catalogue name, a folder, a glob of image files, a text file of paths, WebDataset tars
+(``shard-{000..127}.tar``, a glob, one tar) or Parquet files with image bytes. It is local or behind any fsspec URL:
 
     corpus = resolve_corpus("imagenet")
     manifest = list_images(corpus)
@@ -35,7 +35,16 @@ class Corpus:
     """A format's name: a key of :data:`pipeline.corpora.formats.FORMATS`."""
 
     pattern: str = ""
-    """Tars or Parquet files below the root, with wildcards and braces; empty for a folder of images."""
+    """Tars, Parquet or image files below the root, with wildcards and braces; empty for a whole folder of images.
+
+    For a text file of paths it is the path of that file.
+    """
+
+    include: str = ""
+    """A glob of the image files or tar members that count; empty for all."""
+
+    column: str = ""
+    """The column of Parquet files that holds the images; empty for the one that its name or type tells."""
 
 
 @contextmanager

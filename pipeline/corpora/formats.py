@@ -10,7 +10,8 @@ from pathlib import PurePosixPath
 from typing import Protocol
 
 from pipeline.corpora.corpus import Corpus
-from pipeline.corpora.folder import FolderImages, list_folder
+from pipeline.corpora.folder import FolderImages, list_folder, list_lines
+from pipeline.corpora.leftout import LeftOut
 from pipeline.corpora.parquet import ParquetImages, list_parquet
 from pipeline.corpora.tars import TarImages, list_tars
 from storage.files.places import Files
@@ -38,17 +39,21 @@ class Format:
     """One format of a corpus."""
 
     suffix: str
-    """The suffixes of its file names; empty for a folder of image files."""
+    """The suffixes of its file names; empty for image files."""
 
-    lister: Callable[[Corpus, Files, list[str]], Manifest]
-    """Lists the images of the named files (none for a folder), in an order that depends only on them."""
+    lister: Callable[[Corpus, Files, list[str], LeftOut], Manifest]
+    """Lists the images of the named files (none for image files), in an order that depends only on them.
 
-    reader: Callable[[Files], Images]
-    """Makes a reader of the images."""
+    What might be an image but gets no row is counted.
+    """
+
+    reader: Callable[[Files, str], Images]
+    """Makes a reader of the images; the text is the column of Parquet files."""
 
 
 FORMATS: dict[str, Format] = {
     "folder": Format(suffix="", lister=list_folder, reader=FolderImages),
+    "list": Format(suffix="", lister=list_lines, reader=FolderImages),
     "tars": Format(suffix=".tar", lister=list_tars, reader=TarImages),
     "parquet": Format(suffix=".parquet", lister=list_parquet, reader=ParquetImages),
 }

@@ -1,8 +1,11 @@
 """A corpus of Parquet files with image bytes.
 
+A column of images holds bytes, or structs of bytes and a path as Hugging Face datasets writes them, or lists of one of
+these. Where a struct has a path alone, the image is the file at that path, relative to the root of the corpus.
 Parquet keeps rows in groups that can only be read whole, so a few groups are kept in memory.
 """
 
+import logging
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
@@ -14,16 +17,20 @@ from typing import Any
 import numpy as np
 
 from pipeline.corpora.corpus import Corpus
+from pipeline.corpora.leftout import LeftOut
 from storage.errors import CorpusError, ImageError
 from storage.files.places import Files
 from storage.keys import path_to_key
 from storage.manifest import Manifest
 
+logger = logging.getLogger(__name__)
+
 PARQUET_CACHE_BYTES = 256 * 2**20
 """Row groups that a reader keeps in memory. The one read last is kept whatever its size."""
 
 
-_IMAGE_COLUMNS = ("image", "bytes", "jpg", "jpeg", "png", "webp", "img")
+_IMAGE_COLUMNS = ("image", "images", "pixel_values", "bytes", "jpg", "jpeg", "png", "webp", "img", "photo")
+"""Usual names of a column of images; the first that a file has is taken."""
 
 
 _KEY_COLUMNS = ("key", "__key__", "path", "id", "file_name")
@@ -43,42 +50,59 @@ def parquet_file(files: Files, path: str) -> Iterator[Any]:
         try:
             yield pq.ParquetFile(stream)
         except pa.ArrowException as error:
-            raise CorpusError(
-                f"{path} is not a complete Parquet file ({error}); fetch it again or leave it out"
-            ) from error
+            stream.seek(0)
+            pointer = stream.read(23) == b"version https://git-lfs"
+            fault = "a Git LFS pointer" if pointer else f"not a complete Parquet file ({error})"
+            remedy = "run git lfs pull" if pointer else "fetch it again or leave it out"
+            raise CorpusError(f"{path} is {fault}; {remedy}") from error
 
 
-def image_column(schema: Any, path: str) -> str:
-    """Return the column of image bytes: ``image``, or ``image.bytes`` if Hugging Face datasets wrote the file.
+def holds_images(kind: Any) -> bool:
+    """Tell whether a column's type may hold images: bytes, structs with bytes, or lists or dictionaries of these."""
+    import pyarrow as pa
+
+    types = pa.types
+    if types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0 and holds_images(kind.field("bytes").type)
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_dictionary(kind):
+        return holds_images(kind.value_type)
+    return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
+
+
+def image_column(schema: Any, path: str, wanted: str = "") -> str:
+    """Return the name of the column of images: ``wanted``, one of a usual name, or the only one of a fitting type.
 
     Raises:
         CorpusError: when there is no such column, or several and none has a usual name.
     """
+    columns = {field.name.lower(): str(field.name) for field in schema if holds_images(field.type)}
+    types = ", ".join(f"{field.name} ({str(field.type)[:40]})" for field in schema)
+    if wanted:
+        if wanted in columns.values():
+            return wanted
+        what = "is not a column of image bytes" if wanted in schema.names else "is not a column"
+        raise CorpusError(f"{wanted!r} {what} of {path}; its columns are {types}")
+    usual = [columns[name] for name in _IMAGE_COLUMNS if name in columns]
+    if usual or len(columns) == 1:
+        return (usual or list(columns.values()))[0]
+    if columns:
+        names = ", ".join(columns.values())
+        raise CorpusError(f"{path} has several columns of image bytes ({names}); name one of them with --column")
+    raise CorpusError(
+        f"{path} has no column of image bytes; its columns are {types}; write the bytes of the images into it, not "
+        "text or addresses"
+    )
+
+
+def parquet_keys(file: Any, images: str) -> list[str] | None:
+    """Return the keys of a file whose images are in the column ``images``; None if not every row has one."""
     import pyarrow as pa
 
-    def leaf(field: Any) -> str | None:
-        if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0:
-            return f"{field.name}.bytes"
-        is_bytes = pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type)
-        return str(field.name) if is_bytes else None
-
-    columns = {field.name.lower(): column for field in schema if (column := leaf(field))}
-    found = [columns[name] for name in _IMAGE_COLUMNS if name in columns] or list(columns.values())[:2]
-    if len(found) == 1 or (found and found[0] in map(columns.get, _IMAGE_COLUMNS)):
-        return found[0]
-    usual = ", ".join(_IMAGE_COLUMNS)
-    raise CorpusError(f"{path} has no column of image bytes ({usual}); its columns are {', '.join(schema.names)}")
-
-
-def parquet_keys(file: Any, path: str) -> list[str] | None:
-    """Return the key column of a Parquet file, or None if it has no such column or one with gaps."""
-    import pyarrow as pa
-
-    schema, images = file.schema_arrow, image_column(file.schema_arrow, path).removesuffix(".bytes")
+    schema = file.schema_arrow
     if name := next((name for name in _KEY_COLUMNS if name in schema.names and name != images), None):
         column = file.read(columns=[name]).column(0)
     elif pa.types.is_struct(schema.field(images).type) and schema.field(images).type.get_field_index("path") >= 0:
-        column = _flat(file.read(columns=[f"{images}.path"]).column(0))
+        column = _only_field(file.read(columns=[f"{images}.path"]).column(0))
     else:
         return None
     kind = column.type
@@ -89,8 +113,9 @@ def parquet_keys(file: Any, path: str) -> list[str] | None:
 class ParquetImages:
     """Images in Parquet files, by row. The last row groups are kept, so that reading in order reads each group once."""
 
-    def __init__(self, files: Files) -> None:
+    def __init__(self, files: Files, column: str = "") -> None:
         self._files = files
+        self._column = column
         self._lock = threading.Lock()
         self._layouts: dict[str, tuple[str, list[int]]] = {}  # path -> image column, where row groups start and end
         self._groups: OrderedDict[tuple[str, int], Any] = OrderedDict()
@@ -107,10 +132,25 @@ class ParquetImages:
                 raise ImageError(f"the file has {starts[-1]} rows and no row {offset}: replaced since it was listed")
             group = bisect_right(starts, offset) - 1
             column = self._group(name, group)
-        data = column[offset - starts[group]].as_py()
-        if data is None:
+        return self._bytes(column[offset - starts[group]].as_py())
+
+    def _bytes(self, value: Any) -> bytes:
+        if isinstance(value, list):
+            if len(value) > 1:
+                raise ImageError(f"the row holds {len(value)} images, and only rows of one are read")
+            value = value[0] if value else None
+        path = value.get("path") if isinstance(value, dict) else None
+        data = value["bytes"] if isinstance(value, dict) else value
+        if data is not None:
+            return bytes(data)
+        if not path:
             raise ImageError("the row has no image bytes")
-        return bytes(data)
+        if str(path).startswith("/") or ".." in str(path).split("/"):
+            raise ImageError(f"the row has no image bytes, and its path {path!r} leads out of the corpus")
+        try:
+            return self._files.read_file(str(path))
+        except FileNotFoundError:
+            raise ImageError(f"the row has no image bytes, and no file {path!r} lies in the corpus") from None
 
     def close(self) -> None:
         """Release the row groups that are kept."""
@@ -121,7 +161,8 @@ class ParquetImages:
         if path not in self._layouts:
             with parquet_file(self._files, path) as file:
                 counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-                self._layouts[path] = image_column(file.schema_arrow, path), [0, *accumulate(counts)]
+                column = image_column(file.schema_arrow, path, self._column)
+                self._layouts[path] = column, [0, *accumulate(counts)]
         return self._layouts[path]
 
     def _group(self, path: str, group: int) -> Any:
@@ -138,7 +179,7 @@ def _read_group(file: Any, group: int, column: str) -> Any:
     import pyarrow as pa
 
     try:
-        return _flat(file.read_row_group(group, columns=[column]).column(0))
+        return file.read_row_group(group, columns=[column]).column(0)
     except (pa.ArrowException, OSError) as error:
         if getattr(error, "errno", None) is not None:
             raise
@@ -146,27 +187,31 @@ def _read_group(file: Any, group: int, column: str) -> Any:
         raise ImageError(f"row group {group} of the Parquet file is damaged") from error
 
 
-def _flat(column: Any) -> Any:
-    """Return the only field of a struct column, and any other column unchanged."""
-    import pyarrow as pa
+def _only_field(column: Any) -> Any:
     import pyarrow.compute as pc
 
-    return pc.struct_field(column, [0]) if pa.types.is_struct(column.type) else column
+    return pc.struct_field(column, [0])
 
 
-def list_parquet(corpus: Corpus, files: Files, paths: list[str]) -> Manifest:
+def list_parquet(corpus: Corpus, files: Files, paths: list[str], left_out: LeftOut) -> Manifest:
     """List the rows of Parquet files, in the order of the files.
 
     Raises:
         CorpusError: the files have no rows, or one of them cannot be read.
     """
     keys, counts, all_have_keys = list[str](), list[int](), True
+    used = dict[str, list[str]]()
     for path in paths:
         with parquet_file(files, path) as file:
-            own_keys = parquet_keys(file, path)
+            images = image_column(file.schema_arrow, path, corpus.column)
+            used[images] = [field.name for field in file.schema_arrow if holds_images(field.type)]
+            own_keys = parquet_keys(file, images)
             counts.append(file.metadata.num_rows)
+        if counts[-1] == 0:
+            left_out.add("Parquet files without rows", path)
         all_have_keys = all_have_keys and own_keys is not None
         keys += own_keys or ()
+    _mention_columns(used, corpus)
     sources = tuple(map(path_to_key, paths))
     if not all_have_keys or len(set(keys)) != len(keys):
         keys = [f"{source}:{row}" for source, count in zip(sources, counts, strict=True) for row in range(count)]
@@ -179,3 +224,13 @@ def list_parquet(corpus: Corpus, files: Files, paths: list[str]) -> Manifest:
         offset=np.concatenate([np.arange(count, dtype=np.int64) for count in counts]),
         size=np.full(len(keys), -1, np.int64),
     )
+
+
+def _mention_columns(used: dict[str, list[str]], corpus: Corpus) -> None:
+    """Say which column is read where a file has others of a fitting type. ``used``: those of a file by the one read."""
+    for name, columns in used.items():
+        if (others := [column for column in columns if column != name]) and not corpus.column:
+            logger.info(
+                "%s: the images are those of column %s; --column names another (%s)",
+                *(corpus.root, name, ", ".join(others)),
+            )

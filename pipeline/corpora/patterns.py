@@ -4,8 +4,9 @@ import fnmatch
 import re
 from collections.abc import Iterator
 
+from pipeline.corpora.leftout import LeftOut
 from storage.errors import CorpusError
-from storage.files.places import Files, is_hidden
+from storage.files.places import Entry, Files, is_hidden
 
 MAX_BRACE_CHOICES = 1_000_000
 
@@ -42,26 +43,45 @@ def expand_braces(pattern: str) -> list[str]:
     return [f"{pattern[: braces.start()]}{choice}{tail}" for choice in choices for tail in tails]
 
 
-def match(files: Files, pattern: str, folder: str = "") -> Iterator[str]:
+def match(files: Files, pattern: str) -> Iterator[str]:
     """Yield the files that match a glob (``*``, ``?``, ``[…]``, ``**``), lazily, folder by folder, each sorted."""
+    return (path for path, _ in match_entries(files, pattern))
+
+
+def match_entries(
+    files: Files, pattern: str, folder: str = "", left_out: LeftOut | None = None
+) -> Iterator[tuple[str, int]]:
+    """Yield (path, bytes) as :func:`match` yields paths; count folders that cannot be opened."""
     part, _, rest = pattern.partition("/")
     if part == "**":
-        yield from match(files, rest or "*", folder)
+        yield from match_entries(files, rest or "*", folder, left_out)
     elif rest and not is_glob(part):
         if files.is_folder(inside := f"{folder}/{part}" if folder else part):
-            yield from match(files, rest, inside)
+            yield from match_entries(files, rest, inside, left_out)
         return
-    for entry in sorted(files.entries(folder)):
-        if is_hidden(entry.name):
-            continue
+    # A folder that the first call has listed is not counted a second time.
+    is_listed = part == "**" and is_glob((rest or "*").partition("/")[0])
+    for entry in _entries(files, folder, None if is_listed else left_out):
         path = f"{folder}/{entry.name}" if folder else entry.name
         if part == "**" and entry.is_folder:
-            yield from match(files, pattern, path)
+            yield from match_entries(files, pattern, path, left_out)
         elif part != "**" and entry.is_folder == bool(rest) and fnmatch.fnmatchcase(entry.name, part):
             if rest:
-                yield from match(files, rest, path)
+                yield from match_entries(files, rest, path, left_out)
             else:
-                yield path
+                yield path, entry.size
+
+
+def _entries(files: Files, folder: str, left_out: LeftOut | None) -> list[Entry]:
+    try:
+        entries = files.entries(folder)
+    except PermissionError:
+        if not folder:
+            raise
+        if left_out is not None:
+            left_out.add("folders that cannot be opened", folder)
+        return []
+    return sorted(entry for entry in entries if not entry.fault and not is_hidden(entry.name))
 
 
 def is_glob(pattern: str) -> bool:

@@ -1,27 +1,26 @@
 """Listing a corpus once, and reading its images by row."""
 
 import errno
-import logging
 import os
-from pathlib import PurePosixPath
 from types import TracebackType
 from typing import Self
 
 from pipeline.corpora.corpus import Corpus, explained, is_outside, reason
 from pipeline.corpora.formats import FORMATS, format_of
+from pipeline.corpora.leftout import LeftOut
 from pipeline.corpora.patterns import expand_braces, is_glob, match
+from pipeline.corpora.recognise import ARCHIVE_EXTENSIONS
 from storage.errors import CorpusError, DFSSError, ImageError
-from storage.files.places import Files, join, open_files
+from storage.files.places import Files, is_hidden, join, open_files
 from storage.keys import key_to_path
-from storage.manifest import Manifest
+from storage.manifest import GONE, Manifest
 
-logger = logging.getLogger(__name__)
-
+NO_LONGER = "no longer exists"
 _FAULTS_OF_ONE_FILE = (errno.EACCES, errno.EPERM, errno.EIO, errno.EISDIR, errno.ELOOP)
 
 
 def list_images(corpus: Corpus) -> Manifest:
-    """List a corpus: one row per image, in an order that depends only on its files.
+    """List a corpus: one row per image, in an order that depends only on its files. Say what is left out.
 
     Image files are ordered by path. Tars and Parquet files are ordered by path or by the braces, and their images by
     position.
@@ -29,20 +28,22 @@ def list_images(corpus: Corpus) -> Manifest:
     Raises:
         CorpusError: when a file is missing or is not of the corpus's format, or no image is found.
     """
-    files = open_files(corpus.root)
+    files, left_out, form = open_files(corpus.root), LeftOut(), FORMATS[corpus.kind]
     with explained(corpus.name, corpus.root):
-        paths = _expand(corpus, files) if corpus.pattern else _mention_containers(corpus, files)
-        return FORMATS[corpus.kind].lister(corpus, files, paths)
+        paths = _expand(corpus, files) if form.suffix else []
+        manifest = form.lister(corpus, files, paths, left_out)
+        if form.suffix and is_glob(corpus.pattern):
+            _count_others(files, form.suffix, left_out)
+    left_out.log(corpus.root)
+    return manifest
 
 
-def _mention_containers(corpus: Corpus, files: Files) -> list[str]:
-    containers = [entry.name for entry in files.entries("") if format_of(entry.name)]
-    if containers:
-        logger.warning(
-            "%s holds image files, so its %d tars or Parquet files are left out; give them as %s to use them instead",
-            *(corpus.root, len(containers), join(corpus.root, "*" + PurePosixPath(containers[0]).suffix)),
-        )
-    return []
+def _count_others(files: Files, suffix: str, left_out: LeftOut) -> None:
+    """Count the archives of other kinds that lie beside those of a corpus."""
+    for entry in sorted(files.entries("")):
+        name = entry.name.lower()
+        if name.endswith(ARCHIVE_EXTENSIONS) and not name.endswith(suffix) and not is_hidden(entry.name):
+            left_out.add(f"archives or tables of another kind than {suffix}", entry.name)
 
 
 def _expand(corpus: Corpus, files: Files) -> list[str]:
@@ -79,7 +80,7 @@ class ImageReader:
         self._corpus = corpus
         self._manifest = manifest
         self._files = open_files(corpus.root)
-        self._images = FORMATS[corpus.kind].reader(self._files)
+        self._images = FORMATS[corpus.kind].reader(self._files, corpus.column)
 
     def __enter__(self) -> Self:
         """Return the reader."""
@@ -100,10 +101,12 @@ class ImageReader:
         """Return the encoded image of a row.
 
         Raises:
-            CorpusError: when its file no longer exists or cannot be reached, so that other images would fail too.
-            ImageError: when this one image cannot be read completely.
+            CorpusError: when its file holds others too and no longer exists, or the corpus cannot be reached.
+            ImageError: when this one image no longer exists or cannot be read completely.
         """
         manifest = self._manifest
+        if manifest.offset[row] == GONE:
+            raise ImageError(NO_LONGER)
         index, size = int(manifest.source[row]), int(manifest.size[row])
         name = key_to_path(manifest.keys[row] if index < 0 else manifest.sources[index])
         try:
@@ -122,10 +125,19 @@ class ImageReader:
         image = f"image {self._manifest.keys[row]!r} of corpus {self._corpus.name!r}"
         root = self._corpus.root
         if isinstance(error, FileNotFoundError | NotADirectoryError):
-            remedy = "restore it, give its new place with --root, or list the corpus again"
+            if self._manifest.source[row] < 0 and self._stands():
+                return ImageError(NO_LONGER)
+            remedy = "restore it, give its new place with --root, or run again to go on with what is left"
             return CorpusError(f"{image} no longer exists: no {name} in {root}; {remedy}")
         if isinstance(error, OSError) and error.errno in _FAULTS_OF_ONE_FILE and self._manifest.source[row] < 0:
             return ImageError(f"cannot be read: {os.strerror(error.errno or 0)}")
         if is_outside(error, root):
             return CorpusError(f"cannot read {image} from {join(root, name)}: {reason(error)}; run again to continue")
         return None
+
+    def _stands(self) -> bool:
+        """Tell whether the corpus as a whole is still there: an unmounted disk leaves nothing or an empty folder."""
+        try:
+            return any(not is_hidden(entry.name) for entry in self._files.entries(""))
+        except OSError:
+            return False

@@ -1,15 +1,23 @@
-"""A corpus of tars in WebDataset layout. Listing reads only the headers; reading is random access."""
+"""A corpus of tars in WebDataset layout, or of tars that hold tars, as ImageNet's official one does.
 
+Listing reads only the headers; reading is random access, because the bytes of a member lie in the tar as they are.
+"""
+
+import io
 import logging
 import os
 import tarfile
 from array import array
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
 
 from pipeline.corpora.corpus import Corpus
-from pipeline.corpora.folder import IMAGE_EXTENSIONS, is_image
+from pipeline.corpora.leftout import LeftOut
+from pipeline.corpora.recognise import Recogniser, no_image
+from pipeline.decoding.formats import HEAD_BYTES
 from storage.errors import CorpusError
 from storage.files.places import Files
 from storage.keys import distinct_keys, path_to_key
@@ -19,36 +27,65 @@ logger = logging.getLogger(__name__)
 
 
 COMPRESSED = "compressed, so that its images cannot be read one by one; unpack it, and give the .tar or the folder"
+_COMPRESSED_MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+_DEEPEST = 3
+"""Tars within tars within tars are read; deeper ones are left out."""
+NO_IMAGE = "tars without an image"
+_PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 
 
-def tar_images(files: Files, path: str) -> Iterator[tuple[str, int, int]]:
-    """Yield (member, offset of its data, bytes) of each complete image; only headers are read.
+class _Part(io.RawIOBase):
+    """The bytes from ``start`` to ``stop`` of a stream, as a file of its own."""
 
-    Raises:
-        CorpusError: when the file is compressed or is not a tar.
-    """
-    with files.open(path) as stream:
-        end = stream.seek(0, os.SEEK_END)
-        stream.seek(0)
-        magic = stream.read(6)
-        stream.seek(0)
-        try:
-            # Tars have UTF-8 names everywhere today, and the locale of this machine must not change the keys.
-            tar = tarfile.TarFile(fileobj=stream, encoding="utf-8", errors="surrogateescape")
-        except (tarfile.TarError, ValueError) as error:
-            if magic.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
-                raise CorpusError(f"{path} is {COMPRESSED}") from None
-            if end < tarfile.BLOCKSIZE:
-                logger.warning("%s is cut off before its first member (%d bytes)", path, end)
-                return
-            raise CorpusError(f"{path} is not a tar ({error}); fetch it again or leave it out") from None
+    def __init__(self, stream: BinaryIO, start: int, stop: int) -> None:
+        self._stream, self._start, self._stop, self._position = stream, start, stop, 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._stop - self._start}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(0, self._stop - self._start - self._position)
+        self._stream.seek(self._start + self._position)
+        data = self._stream.read(left if size < 0 else min(size, left))
+        self._position += len(data)
+        return data
+
+
+@dataclass(frozen=True, slots=True)
+class _TarFile:
+    """One tar, which may be a member of another: the bytes from ``start`` to ``stop`` of a stream."""
+
+    name: str
+    stream: BinaryIO
+    start: int
+    stop: int
+    depth: int
+    recogniser: Recogniser
+
+    def images(self) -> Iterator[tuple[str, int, int]]:
+        """Yield (member, offset of its data in the stream, bytes) of each complete image."""
+        part = _Part(self.stream, self.start, self.stop)
+        if (tar := self._open(part)) is None:
+            return
         position = 0
         while True:
             try:
                 member = tar.next()
             except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
                 logger.warning(
-                    "%s is damaged or cut off after byte %d (%s); the images before it are used", path, position, error
+                    "%s is damaged or cut off after byte %d (%s); the images before it are used",
+                    *(self.name, position, error),
                 )
                 return
             if member is None:
@@ -56,37 +93,99 @@ def tar_images(files: Files, path: str) -> Iterator[tuple[str, int, int]]:
             # tarfile keeps every header that it has seen, a gigabyte per million images.
             tar.members.clear()  # type: ignore[attr-defined]
             # The bytes of a sparse member are not contiguous, and its size is not their number.
-            is_plain = member.isreg() and not member.issparse()
+            is_plain = member.type in _PLAIN and not member.issparse()
             stop = member.offset_data + (member.size if is_plain else 0)
-            if not position < member.offset_data <= stop <= end:
-                logger.warning("%s is cut off in member %s; the images before it are used", path, member.name)
+            if not position < member.offset_data <= stop <= self.stop - self.start:
+                logger.warning("%s is cut off in member %s; the images before it are used", self.name, member.name)
                 return
             position = member.offset_data
-            if is_plain and is_image(member.name):
-                yield member.name, member.offset_data, member.size
-        stream.seek(tar.offset)
-        if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            logger.warning("%s has no end-of-archive block: it is damaged or cut off after byte %d", path, tar.offset)
+            if is_plain:
+                yield from self._of_member(member.name, self.start + member.offset_data, member.size)
+            elif not member.isdir():
+                self.recogniser.cannot_read("tar members that are links, sparse or no files", self._place(member.name))
+        part.seek(tar.offset)
+        if part.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            logger.warning(
+                "%s has no end-of-archive block: it is damaged or cut off after byte %d", self.name, tar.offset
+            )
+
+    def _open(self, part: _Part) -> tarfile.TarFile | None:
+        magic = part.read(6)
+        part.seek(0)
+        try:
+            # Tars have UTF-8 names everywhere today, and the locale of this machine must not change the keys.
+            return tarfile.TarFile(fileobj=part, encoding="utf-8", errors="surrogateescape")
+        except (tarfile.TarError, ValueError) as error:
+            if magic.startswith(_COMPRESSED_MAGIC):
+                fault, remedy = COMPRESSED, ""
+            elif self.stop - self.start < tarfile.BLOCKSIZE:
+                logger.warning("%s is cut off before its first member (%d bytes)", self.name, self.stop - self.start)
+                return None
+            else:
+                fault, remedy = f"not a tar ({error})", "; fetch it again or leave it out"
+        if self.depth == 0:
+            raise CorpusError(f"{self.name} is {fault}{remedy}")
+        self.recogniser.left_out.add("tars inside a tar that are compressed or damaged", self.name)
+        return None
+
+    def _of_member(self, name: str, offset: int, size: int) -> Iterator[tuple[str, int, int]]:
+        """Yield a member if it is an image, or the images of a member that is a tar."""
+        if self.recogniser.skips_member(name):
+            return
+        if name.lower().endswith(".tar"):
+            if self.depth == _DEEPEST:
+                self.recogniser.left_out.add("tars too deep inside other tars", self._place(name))
+                return
+            inner = _TarFile(self._place(name), self.stream, offset, offset + size, self.depth + 1, self.recogniser)
+            count = 0
+            for member, where, length in inner.images():
+                count += 1
+                yield f"{name}/{member}", where, length
+            if count == 0:
+                self.recogniser.left_out.add(NO_IMAGE, inner.name)
+        elif self.recogniser.is_image(name, lambda: self._head(offset, size)):
+            yield name, offset, size
+
+    def _head(self, offset: int, size: int) -> bytes:
+        self.stream.seek(offset)
+        return self.stream.read(min(size, HEAD_BYTES))
+
+    def _place(self, member: str) -> str:
+        return f"{self.name}/{member}"
 
 
-def list_tars(corpus: Corpus, files: Files, tars: list[str]) -> Manifest:
+def tar_images(files: Files, path: str, recogniser: Recogniser) -> Iterator[tuple[str, int, int]]:
+    """Yield (member, offset of its data, bytes) of each complete image; only headers are read.
+
+    The member of a tar inside the tar is named by both: ``n01440764.tar/n01440764_10026.JPEG``.
+
+    Raises:
+        CorpusError: when the file is compressed or is not a tar.
+    """
+    with files.open(path) as stream:
+        end = stream.seek(0, os.SEEK_END)
+        yield from _TarFile(path, stream, 0, end, 0, recogniser).images()
+
+
+def list_tars(corpus: Corpus, files: Files, tars: list[str], left_out: LeftOut) -> Manifest:
     """List the image members of tars, in the order of the tars and of their members.
 
     Raises:
         CorpusError: there is no image.
     """
+    recogniser = Recogniser(left_out=left_out, include=corpus.include)
     names, source, offsets, sizes = list[str](), array("i"), array("q"), array("q")
     for index, tar in enumerate(tars):
-        for member, offset, size in tar_images(files, tar):
+        before = len(names)
+        for member, offset, size in tar_images(files, tar, recogniser):
             names.append(path_to_key(member))
             source.append(index)
             offsets.append(offset)
             sizes.append(size)
+        if len(names) == before:
+            left_out.add(NO_IMAGE, tar)
     if not names:
-        raise CorpusError(
-            f"found no image in {', '.join(tars[:3])}{', …' if tars[3:] else ''} in {corpus.root}: looked for members "
-            f"{' '.join(IMAGE_EXTENSIONS)}; unpack a tar of tars once"
-        )
+        raise no_image(f"{', '.join(tars[:3])}{', …' if tars[3:] else ''} in {corpus.root}", left_out)
     sources = tuple(map(path_to_key, tars))
     return Manifest(
         keys=distinct_keys(names, source, sources),
@@ -100,7 +199,7 @@ def list_tars(corpus: Corpus, files: Files, tars: list[str]) -> Manifest:
 class TarImages:
     """Images that are members of tars."""
 
-    def __init__(self, files: Files) -> None:
+    def __init__(self, files: Files, column: str = "") -> None:
         self._files = files
 
     def read(self, name: str, offset: int, size: int) -> bytes:

@@ -4,6 +4,7 @@ Shapes: B rows of a batch, N <= B images that could be decoded, H x W pixels.
 """
 
 import dataclasses
+import hashlib
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -46,6 +47,8 @@ class ImageBatch:
     images_NHW3: Pixels
     """The stacked images, [N, H, W, 3]; None if no row could be decoded."""
     failures: dict[int, Failure]
+    contents: dict[int, int]
+    """:func:`content_hash` of the bytes of each row that could be read."""
     reading: float
     """Seconds that threads spent reading the rows."""
     decoding: float
@@ -83,6 +86,11 @@ def load_batches(
             pool.shutdown(cancel_futures=True)
 
 
+def content_hash(data: bytes) -> int:
+    """Return 64 bits of the BLAKE2b hash of an encoded image, by which a replaced image is told from the scored one."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
 def split(units: Sequence[range], batch_size: int) -> Iterator[range]:
     """Cut each unit into batches."""
     for unit in units:
@@ -93,6 +101,7 @@ def split(units: Sequence[range], batch_size: int) -> Iterator[range]:
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Loaded:
     result: Pixels | Failure
+    content: int | None
     reading: float
     decoding: float
 
@@ -106,8 +115,10 @@ class _Loader:
         start = time.perf_counter()
         data = self._attempt(self.reader.read, row)
         read, busy = time.perf_counter(), time.thread_time()
-        result = data if isinstance(data, Failure) else self._attempt(self.decoder, data)
-        return _Loaded(result, read - start, time.thread_time() - busy)
+        result, content = data, None
+        if not isinstance(data, Failure):
+            result, content = self._attempt(self.decoder, data), content_hash(data)
+        return _Loaded(result, content, read - start, time.thread_time() - busy)
 
     @staticmethod
     def _attempt(work: Callable[[Any], Any], argument: object) -> Any:
@@ -128,6 +139,7 @@ def _collect(rows: range, futures: list[Future[_Loaded]], stack: Callable[[list[
         good=list(images),
         images_NHW3=stack(list(images.values())) if images else None,
         failures=failures,
+        contents={row: one.content for row, one in zip(rows, loaded, strict=True) if one.content is not None},
         reading=sum(one.reading for one in loaded),
         decoding=sum(one.decoding for one in loaded),
     )

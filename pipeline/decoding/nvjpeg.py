@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.decoding.pillow import MAX_PIXELS, ORIENTATION_TAG, Decoder, silence_pillow
+from pipeline.decoding.pillow import ORIENTATION_TAG, Decoder, silence_pillow
 
 END_OF_IMAGE = b"\xff\xd9"
 AVAILABLE = hasattr(torchvision.io, "decode_jpeg")
@@ -36,7 +36,7 @@ class GpuDecoder:
             ImageError: when the bytes cannot be decoded.
             RejectedImageError: when the image is too small, or its pixels have no known range.
         """
-        if _is_plain_jpeg(data, self.decoder.min_side):
+        if _is_plain_jpeg(data, self.decoder):
             encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
             try:
                 return self._cover(torchvision.io.decode_jpeg(encoded, mode=RGB, device=self.device))
@@ -57,7 +57,7 @@ class GpuDecoder:
         return scaled.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
 
 
-def _is_plain_jpeg(data: bytes, min_side: int) -> bool:
+def _is_plain_jpeg(data: bytes, decoder: Decoder) -> bool:
     if not data.rstrip(b"\0").endswith(END_OF_IMAGE):
         return False
     silence_pillow()
@@ -65,7 +65,7 @@ def _is_plain_jpeg(data: bytes, min_side: int) -> bool:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             upright = image.getexif().get(ORIENTATION_TAG, 1) == 1
             ycbcr = image.mode == "RGB" and image.info.get("adobe_transform", 1) != 0
-            size_is_fine = min(image.size) >= min_side and image.width * image.height <= MAX_PIXELS
-            return upright and size_is_fine and (ycbcr or image.mode == "L")
+            is_small = decoder.max_pixels is None or image.width * image.height <= decoder.max_pixels
+            return upright and is_small and min(image.size) >= decoder.min_side and (ycbcr or image.mode == "L")
     except Exception:  # Pillow's decoder meets the error again, and explains it
         return False

@@ -1,30 +1,24 @@
 """Decoding: from the bytes of any image file to upright RGB pixels, and to an array of a fixed size.
 
 Every fault of the bytes becomes an :class:`~storage.errors.ImageError`. Its short text is the same in every run,
-because it is stored with the scores. Only raster formats that Pillow itself decodes are opened, so that no file can
-start an external program (EPS, WMF).
+because it is stored with the scores.
 """
 
-import importlib
-import io
 import re
-import threading
 import warnings
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from pipeline.decoding.formats import open_image
+from pipeline.decoding.png import without_metadata
 from storage.errors import ImageError, RejectedImageError, SettingsError
 
 MAX_PIXELS = 89_478_485
-"""Larger images count as decompression bombs. Pillow needs 341 MiB for this many RGB pixels."""
-
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-_PLUGINS = ("Jpeg", "Png", "WebP", "Gif", "Bmp", "Tiff", "Ppm", "Jpeg2K", "Avif", "Mpo")
+"""By default, images of more pixels in memory count as decompression bombs. Pillow needs 341 MiB for this many."""
+_JPEG = ("JPEG", "MPO")
 ORIENTATION_TAG = 0x0112  # the EXIF tag
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -38,22 +32,7 @@ _TRANSPOSE = {
 _SIDEWAYS = (5, 6, 7, 8)
 _WHITE = (255, 255, 255, 255)
 _PILLOW_MODULES = r"PIL\."
-_importing = threading.Lock()
 _PILLOW_FILTER = ("ignore", None, Warning, re.compile(_PILLOW_MODULES), 0)
-
-
-@cache
-def opened_formats() -> tuple[str, ...]:
-    """The names of the formats that are opened.
-
-    The first call imports Pillow's modules for all of them. Pillow itself would import each in the first thread that
-    meets such a file, which is not safe with other threads.
-    """
-    with _importing:
-        for plugin in _PLUGINS:
-            with suppress(ImportError):  # AVIF came with Pillow 11.3
-                importlib.import_module(f"PIL.{plugin}ImagePlugin")
-        return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,14 +54,17 @@ class Decoder:
     min_side: int = 16
     """Images with a side shorter than this many pixels are rejected."""
 
+    max_pixels: int | None = MAX_PIXELS
+    """Most pixels in memory, None for any number. A JPEG file counts at the fraction that it is decoded at."""
+
     reduced: bool = True
     """Decode large JPEG files at 1/2, 1/4 or 1/8 of their size, but at no less than twice the size of the result."""
 
     def __post_init__(self) -> None:
         """Check the sizes."""
-        for name in ("height", "width", "min_side"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"{name} is {getattr(self, name)}; give 1 pixel or more")
+        for name in ("height", "width", "min_side", "max_pixels"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise SettingsError(f"{name} is {value}; give 1 pixel or more")
 
     def __call__(self, data: bytes) -> NDArray[np.uint8]:
         """Return the pixels, [H, W, 3] RGB.
@@ -92,26 +74,17 @@ class Decoder:
             RejectedImageError: when the image is too small, or its pixels have no known range.
         """
         with _FaultsOf(data):
-            image = _open(data, self.min_side)
-            reduced = self._reduce(image) if self.reduced and image.format in ("JPEG", "MPO") else None
-            image.load()
+            loading = _Loading(
+                min_side=self.min_side,
+                max_pixels=self.max_pixels,
+                cover=(self.height, self.width) if self.reduced else None,
+            )
+            image, exact = loading(data)
             orientation = _orientation(image)
             size = (self.height, self.width) if orientation in _SIDEWAYS else (self.width, self.height)
-            box = _centre(reduced or image.size, size)
             # Pillow's bilinear filter averages over all pixels under a target pixel, so the result is antialiased.
-            scaled = _to_rgb(image).resize(size, Image.Resampling.BILINEAR, box=box)
+            scaled = _to_rgb(image).resize(size, Image.Resampling.BILINEAR, box=_centre(exact, size))
             return np.array(_upright(scaled, orientation))
-
-    def _reduce(self, image: ImageFile.ImageFile) -> tuple[float, float] | None:
-        """Let the JPEG decoder scale. Return the exact size of the image in its pixels; None if it does not scale."""
-        sideways = _orientation(image) in _SIDEWAYS
-        width, height = (self.height, self.width) if sideways else (self.width, self.height)
-        scale = max(width / image.width, height / image.height)
-        if 4 * scale > 1:  # less than 1/2 for twice the size
-            return None
-        wanted = (int(np.ceil(2 * scale * image.width)), int(np.ceil(2 * scale * image.height)))
-        reduced = image.draft(None, wanted)
-        return None if reduced is None else reduced[1][2:]
 
 
 def decode_rgb(data: bytes, *, min_side: int = 1) -> Image.Image:
@@ -124,9 +97,86 @@ def decode_rgb(data: bytes, *, min_side: int = 1) -> Image.Image:
         RejectedImageError: when a side is shorter than ``min_side`` pixels, or the pixels have no known range.
     """
     with _FaultsOf(data):
-        image = _open(data, min_side)
-        image.load()
+        image, _ = _Loading(min_side=min_side)(data)
         return _upright(_to_rgb(image), _orientation(image))
+
+
+def decode_covering(data: bytes, *, height: int, width: int) -> Image.Image:
+    """Return an image as :func:`decode_rgb` does; of a JPEG file that is too large, a fraction that covers the size.
+
+    It is for images that have been scored, so there is no limit of pixels: they passed that of their scoring.
+
+    Raises:
+        ImageError: when the bytes cannot be decoded.
+        RejectedImageError: when the pixels have no known range.
+    """
+    with _FaultsOf(data):
+        image, _ = _Loading(max_pixels=None, cover=(height, width), reduced_from=MAX_PIXELS)(data)
+        return _upright(_to_rgb(image), _orientation(image))
+
+
+def has_one_channel(data: bytes) -> bool | None:
+    """Tell by the header whether an image has a single channel, as label images have; None if it cannot be opened.
+
+    GIF files have one as well, but a palette that is made for pictures.
+    """
+    try:
+        with _FaultsOf(data):
+            image = open_image(data)
+    except ImageError:
+        return None
+    return image.mode[0] in "1LPIF" and image.mode not in ("LA", "LAB", "PA") and image.format != "GIF"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Loading:
+    """Opens an image, checks its size, and decodes its pixels."""
+
+    min_side: int = 1
+    max_pixels: int | None = MAX_PIXELS
+    cover: tuple[int, int] | None = None
+    """Height and width that a JPEG file must still cover twice when it is decoded at a fraction; None: never."""
+    reduced_from: int = 0
+    """Pixels from which a JPEG file is decoded at a fraction."""
+
+    def __call__(self, data: bytes) -> tuple[ImageFile.ImageFile, tuple[float, float]]:
+        """Return the decoded image, and its exact width and height in its pixels."""
+        try:
+            return self._load(data)
+        except ImageError:
+            raise
+        except Exception:
+            if (lean := without_metadata(data)) is None:
+                raise
+            return self._load(lean)
+
+    def _load(self, data: bytes) -> tuple[ImageFile.ImageFile, tuple[float, float]]:
+        if not data:
+            raise ImageError("empty: 0 bytes")
+        image = open_image(data)
+        if min(image.size) < self.min_side:
+            raise RejectedImageError(f"{image.width}x{image.height} is smaller than {self.min_side} pixels")
+        pixels, exact = image.width * image.height, None
+        if self.cover is not None and image.format in _JPEG and pixels >= self.reduced_from:
+            exact = _reduce(image, *self.cover)
+            # The decoder keeps the coefficients of a progressive file, whatever the fraction.
+            pixels = pixels if image.info.get("progressive") else image.width * image.height
+        if self.max_pixels is not None and pixels > self.max_pixels:
+            raise ImageError(f"more than {self.max_pixels:,} pixels: taken for a decompression bomb (see --max-pixels)")
+        image.load()
+        return image, exact or image.size
+
+
+def _reduce(image: ImageFile.ImageFile, height: int, width: int) -> tuple[float, float] | None:
+    """Let the JPEG decoder scale. Return the exact size of the image in its pixels; None if it does not scale."""
+    if _orientation(image) in _SIDEWAYS:
+        width, height = height, width
+    scale = max(width / image.width, height / image.height)
+    if 4 * scale > 1:  # less than 1/2 for twice the size
+        return None
+    wanted = (int(np.ceil(2 * scale * image.width)), int(np.ceil(2 * scale * image.height)))
+    reduced = image.draft(None, wanted)
+    return None if reduced is None else reduced[1][2:]
 
 
 class _FaultsOf:
@@ -142,17 +192,6 @@ class _FaultsOf:
         if error is None or isinstance(error, ImageError) or not isinstance(error, Exception):
             return
         raise ImageError(_explain(error, self._data)) from error
-
-
-def _open(data: bytes, min_side: int) -> ImageFile.ImageFile:
-    if not data:
-        raise ImageError("empty: 0 bytes")
-    image = Image.open(io.BytesIO(data), formats=opened_formats())
-    if image.width * image.height > MAX_PIXELS:
-        raise Image.DecompressionBombError
-    if min(image.size) < min_side:
-        raise RejectedImageError(f"{image.width}x{image.height} is smaller than {min_side} pixels")
-    return image
 
 
 def _orientation(image: Image.Image) -> int:
@@ -207,8 +246,8 @@ def silence_pillow() -> None:
 
 def _explain(error: Exception, data: bytes) -> str:
     """Describe the fault in a short line that depends on the bytes alone."""
-    if isinstance(error, Image.DecompressionBombError):
-        return f"more than {MAX_PIXELS:,} pixels: taken for a decompression bomb"
+    if data.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer instead of the image: run git lfs pull"
     if isinstance(error, UnidentifiedImageError):
         return f"no known image format, or a damaged header (it starts with {data[:12]!r})"
     if isinstance(error, MemoryError):

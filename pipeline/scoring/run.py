@@ -9,17 +9,22 @@ import logging
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.corpora.locate import resolve_corpus
+from pipeline.corpora.masks import warn_of_masks
 from pipeline.corpora.reader import list_images
 from pipeline.models.segmenter import fingerprint
+from pipeline.scoring.continuation import follow
 from pipeline.scoring.engines import Engine, in_this_process
+from pipeline.scoring.failures import write_failures
 from pipeline.scoring.scorer import make_scorer
 from pipeline.scoring.worker import Job, Timing
 from pipeline.settings import ScoreSettings
 from storage.differences import differences
 from storage.errors import StoreError
 from storage.index import build_index
+from storage.manifest import GONE
 from storage.progress import Progress, Step, ignore
 from storage.scores.claim import exclusive, sweep
 from storage.scores.places import kept
@@ -65,12 +70,12 @@ def prepare(settings: ScoreSettings) -> Job:
         ModelError: the teacher cannot be used.
         SettingsError: the settings cannot be used, or no such device exists.
     """
-    corpus = resolve_corpus(settings.corpus, settings.root)
+    include, column = settings.include or "", settings.column or ""
+    corpus = resolve_corpus(settings.corpus, settings.root, include=include, column=column)
     scorer = make_scorer(settings)
-    manifest = list_images(corpus)
-    if settings.limit:
-        manifest = manifest.head(settings.limit)
-    return Job(settings=settings, corpus=corpus, manifest=manifest, scorer=scorer)
+    listed = list_images(corpus)
+    manifest = listed.head(settings.limit) if settings.limit else listed
+    return Job(settings=settings, corpus=corpus, manifest=manifest, listed=listed, scorer=scorer)
 
 
 def run(job: Job, progress: Progress = ignore, engine: Engine = in_this_process) -> ScoreResult:
@@ -82,18 +87,21 @@ def run(job: Job, progress: Progress = ignore, engine: Engine = in_this_process)
     """
     timing, path = Timing(), Path(job.settings.out)
     with exclusive(path):
-        store = _open(path, job)
+        store, job = _open(path, job)
         sweep(path)
-        if job.settings.retry_failed and store.errors():
-            store.reopen_failed()
+        if job.settings.retry_failed and len(failed := _failed(store, job)):
+            store.reopen(failed)
         already = store.complete
         if already:
             progress(Step(done=len(store), total=len(store)))
         else:
+            warn_of_masks(job.corpus, job.manifest)
             _score(job, store, timing, progress, engine)
             with timing.measure("writing"):
                 _index(store)
             store.set_complete(True)
+        if job.settings.failures:
+            write_failures(store, Path(job.settings.failures))
     return _summarise(store, timing, already_complete=already)
 
 
@@ -115,8 +123,12 @@ def attributes(job: Job) -> Attributes:
         },
         "embedding": {"size": min(settings.embedding_size, layers[-1].channels), "layer": layers[-1].name},
         **{name: getattr(settings, name) for name, column in COLUMNS.items() if column.optional},
+        **{name: True for name, column in COLUMNS.items() if column.added},
         "precision": settings.precision,
         "shard_size": settings.shard_size,
+        "include": job.corpus.include or None,
+        "column": job.corpus.column or None,
+        "limit": settings.limit,
         "images": len(job.manifest),
         "manifest": job.manifest.fingerprint,
     }
@@ -132,7 +144,8 @@ def _sources(job: Job, path: Path) -> Attributes:
     }
 
 
-def _open(path: Path, job: Job) -> ScoreStore:
+def _open(path: Path, job: Job) -> tuple[ScoreStore, Job]:
+    """Open or make the store. The job that is returned has the images that have a row in it."""
     wanted = attributes(job)
     if path.exists():
         try:
@@ -142,16 +155,30 @@ def _open(path: Path, job: Job) -> ScoreStore:
             if not job.settings.overwrite or not is_store(path):
                 raise  # something that is not a score store is never replaced
             differing = [str(error)]
-        if not differing:
-            return store
+        if not differing and store.attributes["manifest"] == wanted["manifest"]:
+            return store, job
         if not job.settings.overwrite:
-            raise StoreError(f"{path} was made with other settings: {differing[0]}; use --overwrite or another --out")
-    return create_store(path, job.manifest, {**wanted, **_sources(job, path)})
+            if differing:
+                raise StoreError(
+                    f"{path} was made with other settings: {differing[0]}; use --overwrite or another --out"
+                )
+            manifest = follow(store, job.listed, limited=job.settings.limit is not None)
+            return store, dataclasses.replace(job, manifest=manifest)
+    return create_store(path, job.manifest, {**wanted, **_sources(job, path)}), job
+
+
+def _failed(store: ScoreStore, job: Job) -> NDArray[np.int64]:
+    """The rows that are unreadable or rejected and whose images are still there."""
+    rows = np.array(list(store.errors()), np.int64)
+    still_there: NDArray[np.int64] = rows[job.manifest.offset[rows] != GONE]
+    return still_there
 
 
 def _differences(store: ScoreStore, job: Job, wanted: Attributes) -> list[str]:
     """Describe each setting of a store that differs from those of a job. A teacher is named by its file."""
-    held, names = store.attributes, list(wanted)
+    # What stores of older versions do not say is as it was.
+    held = {**wanted, "include": None, "column": None, **store.attributes}
+    names = [name for name in wanted if name not in ("images", "manifest")]  # the corpus is followed
     there, now = str(held.get("teacher")), wanted["teacher"]
     if there == now:
         return differences(held, wanted, names)

@@ -38,6 +38,9 @@ class Job:
     settings: ScoreSettings
     corpus: Corpus
     manifest: Manifest
+    """The images that have a row."""
+    listed: Manifest
+    """All images of the corpus, also those beyond ``limit``."""
     scorer: Scorer
 
 
@@ -91,7 +94,7 @@ def score_units(
 def _load(job: Job, reader: ImageReader, units: Sequence[range]) -> Generator[ImageBatch, None, None]:
     settings, device = job.settings, job.scorer.device
     height, width = job.scorer.teacher.spec.image_size
-    decoder = Decoder(height=height, width=width, min_side=settings.min_side)
+    decoder = Decoder(height=height, width=width, min_side=settings.min_side, max_pixels=settings.max_pixels)
     on_gpu = settings.decoder == "nvjpeg"
     stack: Callable[[list[Any]], Any] = np.stack
     if device.type == "cuda":
@@ -141,7 +144,10 @@ class UnitScores:
         self.columns: Unit = empty_unit(len(rows), store.attributes)
 
     def add(self, batch: ImageBatch, measured: Measured | None) -> None:
-        """Enter the results and failures of a batch."""
+        """Enter the results and failures of a batch, and what its images were."""
+        if "content" in self.columns:
+            for row, content in batch.contents.items():
+                self.columns["content"][row - self.rows.start] = content
         for row, failure in batch.failures.items():
             self._fail(row - self.rows.start, failure.status, failure.error)
         if measured is None:

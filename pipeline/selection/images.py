@@ -16,7 +16,8 @@ from PIL import Image
 from pipeline.corpora.corpus import Corpus
 from pipeline.corpora.locate import moved
 from pipeline.corpora.reader import ImageReader
-from pipeline.decoding.pillow import decode_rgb
+from pipeline.decoding.batches import content_hash
+from pipeline.decoding.pillow import decode_covering
 from pipeline.selection.select import check_selection
 from storage.errors import CorpusError, ImageError
 from storage.scores.store import ScoreStore
@@ -43,6 +44,8 @@ class SelectedImages(Generic[ImageT]):
         corpus = moved(Corpus(**store.corpus), root)
         self._decode = decode
         self._keys = list(selection.table["key"])
+        # A store of an older version does not know what its images were.
+        self._contents = store.column("content")[self.rows] if store.has("content") else None
         self._reader = ImageReader(corpus, store.manifest())
         self._cache: dict[int, ImageT] = {}
         self._room = CACHE_BYTES
@@ -69,13 +72,19 @@ class SelectedImages(Generic[ImageT]):
         """Decode the image at a place.
 
         Raises:
-            CorpusError: its file changed since it was scored.
+            CorpusError: its file changed since it was scored, or is gone.
         """
         cached = self._cache.get(place)
         if cached is not None:
             return cached
         try:
-            image = self._decode(self._reader.read(self.rows[place]))
+            data = self._reader.read(self.rows[place])
+            if self._contents is not None and content_hash(data) != self._contents[place]:
+                raise CorpusError(
+                    f"{self._keys[place]} is another image than the one that was scored; score the corpus again with "
+                    "another --out"
+                )
+            image = self._decode(data)
         except ImageError as error:
             raise CorpusError(
                 f"{self._keys[place]} could be read when it was scored but not now ({error}); score the corpus again"
@@ -105,7 +114,7 @@ class Covering:
         Raises:
             ImageError: the bytes cannot be decoded.
         """
-        image = decode_rgb(data)
+        image = decode_covering(data, height=self.height, width=self.width)
         scale = max(self.height / image.height, self.width / image.width)
         if scale >= 1:
             return image

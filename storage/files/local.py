@@ -1,14 +1,11 @@
 """Files below a local folder, without fsspec. Ranges are read by ``os.pread`` on cached descriptors, without a lock."""
 
-import logging
 import os
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
 from storage.files.places import Entry
-
-logger = logging.getLogger(__name__)
 
 MAX_OPEN_FILES = 64
 """Tars kept open at once; an ImageNet of 1,000 tars must fit under the usual limit of 1,024 descriptors."""
@@ -24,6 +21,20 @@ class _Descriptor:
     def __del__(self) -> None:
         if self.number >= 0:
             os.close(self.number)
+
+
+def _entry(entry: os.DirEntry[str]) -> Entry:
+    is_link = entry.is_symlink()
+    if is_link and not os.path.exists(entry.path):  # noqa: PTH110 (a Path raises for some links)
+        return Entry(entry.name, False, -1, "links whose target does not exist")
+    if entry.is_dir():
+        # Links are followed, but not to a folder that encloses them: that would never end.
+        if is_link and Path(entry.path).parent.resolve().is_relative_to(Path(entry.path).resolve()):
+            return Entry(entry.name, True, -1, "links to a folder that encloses them")
+        return Entry(entry.name, True, -1)
+    if entry.is_file():
+        return Entry(entry.name, False, entry.stat().st_size)
+    return Entry(entry.name, False, -1, "pipes, sockets or devices")
 
 
 class LocalFiles:
@@ -47,21 +58,8 @@ class LocalFiles:
 
     def entries(self, folder: str) -> list[Entry]:
         """Return what lies in ``folder``, unsorted."""
-        found, broken = list[Entry](), 0
         with os.scandir(self._path(folder)) as entries:
-            for entry in entries:
-                is_link = entry.is_symlink()
-                if is_link and not Path(entry.path).exists():  # first: the next test raises for a link to itself
-                    broken += 1
-                elif entry.is_dir():
-                    # Links are followed, but not to a folder that encloses them: that would never end.
-                    if not (is_link and Path(entry.path).parent.resolve().is_relative_to(Path(entry.path).resolve())):
-                        found.append(Entry(entry.name, True, -1))
-                elif entry.is_file():
-                    found.append(Entry(entry.name, False, entry.stat().st_size))
-        if broken:
-            logger.warning("%s: left out %d links whose target does not exist", self._path(folder), broken)
-        return found
+            return [_entry(entry) for entry in entries]
 
     def open(self, path: str) -> BinaryIO:
         """Open a file for reading and seeking."""

@@ -13,6 +13,8 @@ class Entry(NamedTuple):
     name: str
     is_folder: bool
     size: int
+    fault: str = ""
+    """What it is instead, where it is neither a file nor a folder that can be entered: a broken link, a pipe, ..."""
 
 
 class Files(Protocol):
@@ -67,9 +69,13 @@ def open_files(root: str) -> Files:
     return LocalFiles(root)
 
 
+SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+"""Folders that systems make for themselves: resource forks, thumbnails, deleted files."""
+
+
 def is_hidden(name: str) -> bool:
     """Tell whether a file or folder name belongs to the system and not to the corpus (``._x.jpg``, ``__MACOSX``)."""
-    return name == "__MACOSX" or (name.startswith(".") and name not in (".", ".."))
+    return name in SYSTEM_FOLDERS or (name.startswith(".") and name not in (".", ".."))
 
 
 def is_url(path: str) -> bool:

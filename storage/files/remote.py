@@ -35,7 +35,8 @@ class RemoteFiles:
         self._lock = threading.Lock()
 
     def _path(self, path: str) -> str:
-        return f"{self._root}/{path}" if path else self._root
+        # The root of an archive is empty, and its members have no leading slash.
+        return f"{self._root}/{path}" if self._root and path else path or self._root
 
     def _is(self, kind: str, path: str) -> bool:
         try:

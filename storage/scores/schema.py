@@ -42,7 +42,9 @@ class Column:
     measured: bool = False
     """Whether the scorer measures it in its forward pass."""
     optional: bool = False
-    """Whether a store has it only where its attribute of the same name is true."""
+    """Whether a setting of its name asks for it. A store has it where its attribute of the same name is true."""
+    added: bool = False
+    """Whether stores of an older version lack it. A store has it where its attribute of the same name is true."""
 
     def row_shape(self, attributes: Attributes) -> tuple[int, ...]:
         """Shape of one row in a store with these attributes."""
@@ -58,12 +60,17 @@ COLUMNS: Mapping[str, Column] = {
     "status": Column(dtype="uint8", fill=PENDING),
     "error": Column(dtype=str, fill=""),
     "entropy": Column(dtype="float32", fill=np.nan, measured=True, optional=True),
+    "content": Column(dtype="uint64", fill=0, added=True),
 }
 
 
 def columns_of(attributes: Attributes) -> dict[str, Column]:
     """The columns of a store with these attributes."""
-    return {name: column for name, column in COLUMNS.items() if not column.optional or attributes.get(name)}
+    return {
+        name: column
+        for name, column in COLUMNS.items()
+        if not (column.optional or column.added) or attributes.get(name)
+    }
 
 
 def empty_unit(count: int, attributes: Attributes) -> Unit:

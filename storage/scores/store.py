@@ -88,7 +88,15 @@ class ScoreStore:
         Raises:
             StoreError: the store has no such array, or was removed in the meantime.
         """
-        return np.asarray(self._array(name)[:])
+        return self.column_of(name, slice(None))
+
+    def column_of(self, name: str, rows: slice) -> NDArray[Any]:
+        """Some rows of an array.
+
+        Raises:
+            StoreError: the store has no such array, or was removed in the meantime.
+        """
+        return np.asarray(self._array(name)[rows])
 
     def has(self, name: str) -> bool:
         """Whether the store keeps this array."""
@@ -143,13 +151,36 @@ class ScoreStore:
         self._refuse_if_gone()  # zarr would create its folders again
         write_unit(self.group, rows, unit)
 
-    def reopen_failed(self) -> None:
-        """Withdraw the commit of every unit that holds an unreadable or rejected image."""
+    def reopen(self, rows: NDArray[np.int64]) -> None:
+        """Withdraw the commit of every unit that holds one of these rows."""
         self.set_complete(False)
-        status = self.status()
-        for rows in self.units():
-            if np.isin(status[rows.start : rows.stop], (UNREADABLE, REJECTED)).any():
-                self._array("status")[rows.start : rows.stop] = PENDING
+        for unit in self._units_of(rows):
+            self._array("status")[unit.start : unit.stop] = PENDING
+
+    def drop(self, rows: NDArray[np.int64], error: str) -> None:
+        """Make rows unreadable whose images are gone, and keep the others of their units."""
+        self.set_complete(False)
+        for unit in self._units_of(rows):
+            where = slice(unit.start, unit.stop)
+            columns = {name: self.column_of(name, where) for name in columns_of(self.attributes) if name != "key"}
+            if (columns["status"] == PENDING).any():
+                continue  # it is still to be scored, and the reader finds that the images are gone
+            inside = rows[(rows >= unit.start) & (rows < unit.stop)] - unit.start
+            for name, values in columns.items():
+                values[inside] = COLUMNS[name].fill
+            columns["status"][inside], columns["error"][inside] = UNREADABLE, error
+            self.write_unit(unit, columns)
+
+    def _units_of(self, rows: NDArray[np.int64]) -> list[range]:
+        numbers = np.unique(rows // int(self.attributes["shard_size"]))
+        units = self.units()
+        return [units[int(number)] for number in numbers]
+
+    def adopt(self, manifest: Manifest) -> None:
+        """Keep where the images lie now; the keys stay."""
+        for name in ("source", "offset", "size"):
+            self._array(f"manifest/{name}")[:] = getattr(manifest, name)
+        self.group.attrs.update({"sources": list(manifest.sources), "manifest": manifest.fingerprint})
 
     def write_diversity(
         self, centroids: NDArray[np.float32], cell: NDArray[np.int32], index: NDArray[np.uint8]

@@ -62,7 +62,7 @@ def test_roots_are_asked_in_order(monkeypatch, tmp_path):
 def test_a_root_that_was_named_is_never_replaced_by_another(monkeypatch):
     touch("data/coco/train2017/1.jpg")
     monkeypatch.setenv("DFSS_COCO_ROOT", "elsewhere")
-    with pytest.raises(CorpusError, match="in elsewhere;"):
+    with pytest.raises(CorpusError, match="in elsewhere: there is no elsewhere;"):
         find_known("coco").find()
 
 
@@ -86,6 +86,36 @@ def test_a_missing_corpus_is_explained_in_one_line():
     assert "\n" not in text
     for part in ("train/n*/*", "data/imagenet", "image-net.org", "--root", "DFSS_IMAGENET_ROOT"):
         assert part in text
+
+
+def test_what_lies_in_the_root_is_told_and_that_any_folder_will_do():
+    for name in ("train.X1/n01440764/a.JPEG", "train.X2/n01440764/b.JPEG", "Labels.json", ".git/x"):
+        touch(f"kaggle/{name}")
+    with pytest.raises(CorpusError) as caught:
+        find_known("imagenet").find("kaggle")
+    assert "in kaggle: kaggle holds Labels.json, train.X1/, train.X2/; expected" in str(caught.value)
+    assert str(caught.value).endswith("any folder of images as --corpus DIR, such as --corpus kaggle")
+    for place, text in (("absent", "there is no absent"), ("kaggle/Labels.json", "Labels.json is a file")):
+        with pytest.raises(CorpusError, match=text):
+            find_known("imagenet").find(place)
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("Data/CLS-LOC/train/n01440764/a.JPEG", "Data/CLS-LOC/train"),
+        ("imagenet-object-localization-challenge/ILSVRC/Data/CLS-LOC/train/n01440764/a.JPEG", "CLS-LOC/train"),
+        ("ILSVRC2012_img_train/n01440764/a.JPEG", "ILSVRC2012_img_train"),
+        ("train/n01440764_1.JPEG", "train"),
+        ("train-00000-of-00002.parquet", ""),
+        ("datasets--x--imagenet/snapshots/abc/data/train-00000-of-00002.parquet", ""),
+    ],
+)
+def test_imagenet_is_found_as_people_have_it(name, place):
+    touch(f"root/{name}")
+    folder, pattern = find_known("imagenet").find("root")
+    assert folder.endswith(place)
+    assert pattern.endswith(".parquet") == name.endswith(".parquet")
 
 
 def test_misspelled_names_are_recognised():

@@ -286,7 +286,7 @@ class TestFaults:
         def interrupt(*arguments, **options):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(Image, "open", interrupt)
+        monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", interrupt)
         with pytest.raises(KeyboardInterrupt):
             decode_rgb(encode(photo(4, 4)))
 

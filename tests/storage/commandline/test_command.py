@@ -75,6 +75,17 @@ def test_options_become_settings(call: Call) -> None:
     assert seen == [Settings(store="x", kind="b", quiet=True)]
 
 
+def test_an_option_of_one_value_is_taken_once_and_never_silently_the_last(
+    call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Settings] = []
+    assert call(command(seen), "--store", "x", "--store", "y") == 2
+    assert capsys.readouterr().err == "tool: error: --store is given twice, but takes one value; see tool --help\n"
+    assert call(command(seen), "--store=x", "--count", 1, "--count=1") == 2
+    assert call(command(seen), "--store", "x", "--quiet", "--files", "a=1", "--files", "b=2") == 0
+    assert [(settings.store, settings.files) for settings in seen] == [("x", {"a": "1", "b": "2"})]
+
+
 def test_params_yaml_stands_in_for_defaults_and_the_command_line_wins(call: Call, tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text(
         "dfss:\n  tool:\n    store: y\n    count: 7\n    quiet: true\n  other: {}\ntool:\n  nonsense: 1\n"

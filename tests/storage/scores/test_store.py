@@ -20,6 +20,7 @@ ATTRIBUTES: dict[str, Any] = {
     "embedding": {"size": 4, "layer": "b"},
     "shard_size": 8,
     "sources": ["x.tar"],
+    "content": True,
 }
 
 
@@ -43,6 +44,7 @@ def scores(rows: range, seed: int = 0) -> Unit:
         "distance": rng.random(count, np.float32),
         "layer_distance": rng.random((count, 2, 2), np.float32),
         "embedding": rng.random((count, 4)).astype(np.float16),
+        "content": rng.integers(1, 2**63, count).astype(np.uint64),
     }
 
 
@@ -133,7 +135,7 @@ def test_failed_rows_can_be_opened_again(store: ScoreStore) -> None:
         good["status"][1] = REJECTED if rows.start == 8 else SCORED
         store.write_unit(rows, good)
     store.set_complete(True)
-    store.reopen_failed()
+    store.reopen(np.flatnonzero(store.status() == REJECTED))
     assert store.pending_units() == [range(8, 16)]
     assert (store.status()[8:16] == PENDING).all()
     assert not store.complete
