@@ -13,12 +13,18 @@ from torch import Tensor, nn
 from pipeline.models.builders import Unused
 from pipeline.models.official import official_weights
 from pipeline.models.segmenter import METADATA_KEY, ModelSpec, Segmenter, build_model
+from pipeline.models.soundness import check_tensors
 from storage.errors import ModelError
 from storage.files.publish import publish
 
 
 def save_model(model: Segmenter, path: Path) -> None:
-    """Write weights and description to one file, atomically. The same weights give the same bytes."""
+    """Write weights and description to one file, atomically. The same weights give the same bytes.
+
+    Raises:
+        ModelError: a weight is not finite, or a running variance is negative; nothing is written.
+    """
+    check_tensors(model.network.state_dict(), origin=f"{path} is not written")
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.network.state_dict().items()}
     with publish(path) as partial:
         save_file(tensors, partial, metadata={METADATA_KEY: model.spec.to_json()})
@@ -81,7 +87,7 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, origin: s
     """Load weights into a network. An auxiliary head for training and stages that never run are left out.
 
     Raises:
-        ModelError: names or shapes differ in any other way, or a weight is not finite.
+        ModelError: names or shapes differ in any other way, a weight is not finite, or a running variance is negative.
     """
     wanted = network.state_dict()
     left_out = [
@@ -104,6 +110,7 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, origin: s
         raise ModelError(
             f"{origin} does not fit the network: {'; '.join(problems)}; check builder, arguments and classes"
         )
+    check_tensors(weights, origin=origin)
     network.load_state_dict(weights, strict=False)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.models.segmenter import Segmenter
+from pipeline.models.soundness import check_logits
 from storage.errors import ModelError
 
 
@@ -31,14 +32,14 @@ def probe(teacher: Segmenter) -> None:
     """Run one grey image through a model, to see whether it works at the size in its description.
 
     Raises:
-        ModelError: the network refuses the size, or its output does not match its description.
+        ModelError: the network refuses the size, or its output does not match its description or is not finite.
     """
     height, width = teacher.spec.image_size
     image = torch.full((1, 3, height, width), 0.5, device=teacher.device)
     training = teacher.training
     try:
         with torch.inference_mode():
-            teacher.eval()(image)
+            check_logits(teacher.eval()(image), origin=teacher.spec.builder)
     except (RuntimeError, ValueError) as error:
         if isinstance(error, ModelError):
             raise

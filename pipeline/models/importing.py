@@ -14,6 +14,7 @@ from pipeline.models.builders import resolve_builder
 from pipeline.models.files import load_weights, save_model
 from pipeline.models.hooks import probe
 from pipeline.models.segmenter import ModelSpec, build_model
+from pipeline.models.soundness import warn_of_statistics
 from pipeline.settings import ImportSettings
 from storage.errors import ModelError, SettingsError
 from storage.progress import Progress, Step, ignore
@@ -38,6 +39,7 @@ def import_weights(settings: ImportSettings, progress: Progress = ignore) -> Mod
     model = build_model(spec)
     load_weights(model.network, strip_prefix(weights, set(model.network.state_dict())), origin=settings.weights)
     probe(model)
+    warn_of_statistics(model.network, origin=settings.weights)
     save_model(model, out)
     progress(Step(done=1, total=1))
     return spec

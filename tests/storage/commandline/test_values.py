@@ -1,10 +1,13 @@
 """Values of settings, as Python and params.yaml give them."""
 
+import math
 from datetime import date
 
 import pytest
 
-from distill.settings import TrainSettings
+from distill.settings import DistillSettings, EvalSettings, TrainSettings
+from pipeline.settings import ImportSettings, ScoreSettings, SelectSettings, SynthesisSettings
+from storage.commandline.declaration import Field, fields_of
 from storage.commandline.params import refuse_unknown
 from storage.errors import SettingsError
 
@@ -33,3 +36,28 @@ def test_a_seed_that_torch_cannot_take_is_refused() -> None:
     assert TrainSettings(data="d", builder="b", seed=2**63 - 1).seed == 2**63 - 1
     with pytest.raises(SettingsError, match=r"seed is 9223372036854775808; give 9223372036854775807 or less"):
         TrainSettings(data="d", builder="b", seed=2**63)
+
+
+EVERY = (DistillSettings, EvalSettings, TrainSettings, ImportSettings, ScoreSettings, SelectSettings, SynthesisSettings)
+NUMBERS = {
+    f"{settings.__name__}.{field.name}": field
+    for settings in EVERY
+    for field in fields_of(settings)
+    if field.kind in (int, float, int | float)
+}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("field", NUMBERS.values(), ids=NUMBERS)
+def test_no_number_of_any_command_may_be_nan_or_infinite(field: Field, value: float) -> None:
+    with pytest.raises(SettingsError, match=f"^{field.name} "):
+        field.accept(value)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_no_number_in_a_list_or_a_mapping_may_be_nan_or_infinite(value: float) -> None:
+    with pytest.raises(SettingsError, match="mean .* must be a finite number"):
+        ImportSettings(builder="b", weights="w", out="o", mean=(0.5, value, 0.5))
+    for arguments in ({"width": value}, {"widths": [1.0, value]}):
+        with pytest.raises(SettingsError, match="arguments .* cannot be kept in a model file"):
+            TrainSettings(data="d", builder="b", arguments=arguments)
