@@ -37,20 +37,24 @@ def _evaluate(settings: EvalSettings) -> None:
     results = evaluate_models(settings).evaluations
     table = Table(title=f"{settings.data}: {next(iter(results.values())).images} images")
     table.add_column("model", overflow="fold")
-    for name in ("mIoU", "pixel accuracy"):
+    for name in ("mIoU", "of labelled classes", "pixel accuracy"):
         table.add_column(name, justify="right")
     for name, result in results.items():
-        table.add_row(escape(name), f"{result.miou:.3f}", f"{result.pixel_accuracy:.3f}")
+        table.add_row(escape(name), *(f"{figure:.3f}" for figure in result.curves.values()))
     Console().print(table)
     classes = Table(title="IoU by class (-: the class is neither labelled nor predicted)")
     classes.add_column("class")
     for name in results:
         classes.add_column(escape(name), justify="right", overflow="fold")
-    # Classes are matched by position, because models may name the same classes differently.
     for position, label in enumerate(next(iter(results.values())).iou):
-        values = [list(result.iou.values())[position] for result in results.values()]
+        values = [_of_class(result.iou, label, position) for result in results.values()]
         classes.add_row(escape(label), *("-" if value != value else f"{value:.3f}" for value in values))
     Console().print(classes)
+
+
+def _of_class(iou: dict[str, float], label: str, position: int) -> float:
+    """The IoU of a class by its name, or by its position, because models may name the same classes differently."""
+    return iou[label] if label in iou else list(iou.values())[position]
 
 
 train = Command(

@@ -17,10 +17,10 @@ from torch import nn
 
 from distill.adapters import Adapter, make_adapters
 from distill.answers import GIB, Guide, Question, ask, checked_size
-from distill.evaluation import Evaluation
+from distill.evaluation import Figures
 from distill.hardness import Hardness
 from distill.inheritance import Inheritance, Inherited, inherit
-from distill.labelled import LabelledFolder, check_labels, open_labelled
+from distill.labelled import LabelledFolder, check_labels, fit_classes, open_labelled
 from distill.objective import Distillation
 from distill.pictures import Pictures
 from distill.reconstruction import IMAGES, reconstruct
@@ -57,7 +57,7 @@ class DistillResult:
 
     path: Path
     """The model file of the student."""
-    evaluation: Evaluation | None
+    evaluation: Figures | None
     """Figures of the last step, against labels or against the teacher on held-out images; None without either."""
     selection: Selection
     """The images that the student was trained on."""
@@ -79,7 +79,8 @@ def distill(settings: DistillSettings, progress: Progress = ignore) -> DistillRe
     device = pick_device(settings.device)
     teacher = _teacher(settings, store).to(device).requires_grad_(False)
     if val is not None:
-        check_labels(val, teacher.spec.num_classes, model="the teacher")
+        val = fit_classes(val, teacher.spec.class_names, model="the teacher")
+        check_labels(val, teacher.spec.class_names)
     selection = find_selection(settings, store)
     student = make_student(settings, teacher).to(device)
     probe(student)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from distill.adapters import Adapter
 from distill.answers import LOGITS, Answers, Guide, KeptAnswers, to_device
-from distill.evaluation import Evaluation, agreement, evaluate, to_tensor
+from distill.evaluation import Figures, agree, evaluate, to_tensor
 from distill.hardness import Hardness, hard_slots
 from distill.inheritance import Inheritance, feature_distance, recorded, standardised
 from distill.labelled import LabelledFolder
@@ -139,13 +139,13 @@ class Distillation:
             losses = losses + settings.adapters * feature_distance(own, wanted)
         return WeightedSum.of(losses, batch.weights_N.to(model.device))
 
-    def evaluate(self, model: Segmenter) -> Evaluation | None:
+    def evaluate(self, model: Segmenter) -> Figures | None:
         """Evaluate the student on the labelled images if there are any, else against the teacher on held-out images."""
         if self.val is not None:
             return evaluate(model, self.val, batch_size=self.settings.batch_size)
         if not self.held_out:
             return None
-        return agreement(model, self.guide.teacher, self._held_out_batches())
+        return agree(model, self.guide.teacher, self._held_out_batches())
 
     def _held_out_batches(self) -> Iterator[Tensor]:
         size = self.settings.batch_size

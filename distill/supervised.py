@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distill.evaluation import Evaluation, evaluate, to_tensor
-from distill.labelled import LabelledFolder, check_labels, open_labelled
+from distill.labelled import LabelledFolder, check_labels, fit_classes, open_labelled
 from distill.sampling import epoch_slice
 from distill.settings import TrainSettings
 from distill.training.loop import Training
@@ -97,9 +97,11 @@ def train(settings: TrainSettings, progress: Progress = ignore) -> TrainResult:
     names = settings.class_names or find_class_names(settings.data)
     if names is None:
         raise DataError(f"{settings.data} and its parent have no classes.txt; give --class-names")
-    for labelled in (data, val):
-        if labelled is not None:
-            check_labels(labelled, len(names), model="the model")
+    data = fit_classes(data, names, model="the model")
+    check_labels(data, names, training=True)
+    if val is not None:
+        val = fit_classes(val, names, model="the model")
+        check_labels(val, names)
     height, width = settings.image_size
     torch.manual_seed(settings.seed)
     spec = ModelSpec(

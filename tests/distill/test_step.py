@@ -17,7 +17,7 @@ from stages import batch_of, loss_of, make_distillation
 from torch import nn
 from torch.nn import functional as F
 
-from distill.evaluation import evaluate
+from distill.evaluation import Agreement, evaluate
 from distill.inheritance import inherit
 from distill.labelled import open_labelled
 from distill.objective import Distillation, DistillBatch
@@ -314,11 +314,11 @@ def test_without_labels_a_student_is_judged_by_its_agreement_with_the_teacher_on
         for k in np.union1d(answers, labels)
     ]
     found = distillation.evaluate(model)
-    assert found is not None
+    assert isinstance(found, Agreement)
     assert found.images == 5
-    assert found.pixel_accuracy == pytest.approx((answers == labels).mean())
-    assert found.miou == pytest.approx(np.mean(ious))
-    assert 0.1 < found.miou < found.pixel_accuracy < 0.95
+    assert found.pixel_agreement == pytest.approx((answers == labels).mean())
+    assert found.agreement == pytest.approx(np.mean(ious))
+    assert 0.1 < found.agreement < found.pixel_agreement < 0.95
 
 
 def test_held_out_images_are_shown_whole_and_as_they_are() -> None:
