@@ -40,7 +40,7 @@ from pipeline.selection.select import check_selection, default_path, first, imag
 from pipeline.selection.weights import distance_weights
 from pipeline.settings import SelectSettings
 from storage.answers import Bits, size_of
-from storage.errors import ModelError, SelectionError
+from storage.errors import DivergedError, ModelError, SelectionError
 from storage.progress import Progress, ignore
 from storage.scores.schema import SCORED
 from storage.scores.store import ScoreStore, open_complete
@@ -69,7 +69,8 @@ def distill(settings: DistillSettings, progress: Progress = ignore) -> DistillRe
     """Distil a student and write ``student.safetensors`` to its run folder.
 
     Raises:
-        StoreError: the scores are missing or not complete.
+        StoreError: the scores are missing or not complete, or another process is writing the run.
+        DivergedError: the run diverged.
         SelectionError, SettingsError: the selection cannot be used, or the budget is above it.
         ModelError: teacher or student cannot be built, or differ in their classes.
         CorpusError: the images are no longer where they were scored.
@@ -97,7 +98,7 @@ def distill(settings: DistillSettings, progress: Progress = ignore) -> DistillRe
     held_out = [] if val is not None else hold_out(len(selection))
     height, width = teacher.spec.image_size
     decode = Covering(height=math.ceil(height / settings.min_scale), width=math.ceil(width / settings.min_scale))
-    with SelectedImages(store, selection, decode=decode, root=settings.root) as images:
+    with folder.alone(), SelectedImages(store, selection, decode=decode, root=settings.root) as images:
         objective = _objective(settings, teacher, images, selection, held_out, val, inheritance, adapters)
         about = {
             "teacher": fingerprint(teacher),
@@ -126,7 +127,11 @@ def distill(settings: DistillSettings, progress: Progress = ignore) -> DistillRe
             companions=nn.ModuleList(adapter.convolution for adapter in adapters),
             kept={"hardness": objective.hardness} if objective.hardness is not None else {},
         )
-        evaluation = training.run(progress)
+        try:
+            evaluation = training.run(progress)
+        except DivergedError as error:
+            objective.check_teacher(error.step)
+            raise
     return DistillResult(path=folder.model, evaluation=evaluation, selection=selection, inherited=inheritance.counts)
 
 

@@ -20,7 +20,7 @@ from typer.core import TyperCommand
 from storage.commandline.declaration import Field, fields_of
 from storage.commandline.params import PARAMS_FILE, read_section, refuse_unknown
 from storage.commandline.values import METHOD, PANELS, one_of
-from storage.errors import DFSSError, SettingsError
+from storage.errors import DFSSError, SettingsError, Terminated
 
 SettingsT = TypeVar("SettingsT")
 HELP_NAMES = ["-h", "--help"]
@@ -82,6 +82,8 @@ class Command(Generic[SettingsT]):
             }
             try:
                 self.run(self.settings(**values))
+            except Terminated:
+                raise Interrupted(self.interrupted, by="terminated", exit_code=143) from None
             except KeyboardInterrupt:
                 raise Interrupted(self.interrupted) from None
 
@@ -104,12 +106,11 @@ class Command(Generic[SettingsT]):
 
 
 class Interrupted(DFSSError):
-    """The user pressed Ctrl-C; the message says what is kept."""
+    """The user pressed Ctrl-C, or SIGTERM arrived; the message says what is kept."""
 
-    exit_code = 130
-
-    def __init__(self, kept: str) -> None:
-        super().__init__(f"interrupted; {kept}")
+    def __init__(self, kept: str, *, by: str = "interrupted", exit_code: int = 130) -> None:
+        super().__init__(f"{by}; {kept}")
+        self.exit_code = exit_code
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -132,6 +133,8 @@ class OneLine:
             self._fail(f"{wrong_words().rstrip('.')}; see {self.name} --help", 2)
         if type(error).__name__ == "OutOfMemoryError":  # torch's, which this module must not import
             self._fail("the device ran out of memory; give a smaller --batch-size", 1)
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # torch's RuntimeError on a CPU
+            self._fail("the memory is full; give a smaller --batch-size", 1)
         if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
             self._fail("interrupted", 130)
 
