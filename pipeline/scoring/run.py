@@ -21,6 +21,7 @@ from storage.errors import StoreError
 from storage.index import build_index
 from storage.progress import Progress, Step, ignore
 from storage.scores.claim import exclusive, sweep
+from storage.scores.equality import warn_of_equal_distances
 from storage.scores.schema import COLUMNS, REJECTED, SCHEMA_VERSION, SCORED, SCORING_VERSION, UNREADABLE, Attributes
 from storage.scores.store import ScoreStore, create_store, is_store, open_store
 
@@ -170,6 +171,7 @@ def _summarise(store: ScoreStore, timing: Timing, *, already_complete: bool) -> 
     """Count the statuses and describe the distances of a complete store."""
     status = store.status()
     distances = store.column("distance")[status == SCORED]
+    warn_of_equal_distances(distances, where=store.path)
     keys = store.column("key")
     errors = list(store.errors().items())[:3]
     return ScoreResult(

@@ -22,6 +22,7 @@ from distill.inheritance import inherit
 from distill.labelled import open_labelled
 from distill.objective import Distillation, DistillBatch
 from pipeline.models.segmenter import ModelSpec, Segmenter, build_model
+from storage.errors import ModelError
 
 WEIGHTS = np.array([1.0, 0.7, 0.2, 0.0])
 STEPS = 5
@@ -346,3 +347,12 @@ def test_labels_are_what_a_student_is_judged_by_where_there_are_some(labelled_fo
 
 def test_a_student_is_not_judged_where_nothing_is_held_out() -> None:
     assert dataclasses.replace(make_distillation(), held_out=[]).evaluate(student_of()) is None
+
+
+def test_a_step_whose_loss_is_not_finite_is_the_teachers_fault_if_its_answers_are_not() -> None:
+    make_distillation(batch_size=2).check_teacher(0)
+    broken = tiny_model()
+    with torch.no_grad():
+        broken.network.head.bias[0] = float("nan")  # type: ignore[union-attr, index, operator]
+    with pytest.raises(ModelError, match="the teacher's logits are not finite on the images of step 4"):
+        make_distillation(teacher=broken, batch_size=2).check_teacher(3)

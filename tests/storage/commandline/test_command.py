@@ -14,7 +14,7 @@ from storage.commandline.command import Command, run_one_of, show_logs
 from storage.commandline.declaration import Checked
 from storage.commandline.progress import shown
 from storage.commandline.values import DATA, METHOD, Arguments, Budget, Count, NamedFiles, Names, Size
-from storage.errors import SettingsError, StoreError
+from storage.errors import SettingsError, StoreError, Terminated
 from storage.progress import Step
 
 
@@ -41,6 +41,12 @@ def command(seen: list[Settings]) -> Command[Settings]:
 
         if settings.store == "impatient":
             raise KeyboardInterrupt
+        if settings.store == "evicted":
+            raise Terminated
+        if settings.store == "huge":
+            raise MemoryError
+        if settings.store == "huge tensor":  # as torch says it
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes")
 
     methods = {"ours": {}, "paper": {"count": 7, "kind": "b"}}
     example = "tool --store x"
@@ -88,7 +94,10 @@ def test_a_wrong_params_file_is_one_line(
         (["--store", "x", "--count", "0"], 2, "--count is 0; give 1 or more"),
         (["--store", "broken"], 1, "no scores in broken; run dfss-score"),
         (["--store", "full"], 1, "No space left on device"),
-        (["--store", "impatient"], 130, "interrupted"),
+        (["--store", "impatient"], 130, "interrupted; what was finished is kept"),
+        (["--store", "evicted"], 143, "terminated; what was finished is kept"),
+        (["--store", "huge"], 1, "the memory is full; give a smaller --batch-size"),
+        (["--store", "huge tensor"], 1, "the memory is full; give a smaller --batch-size"),
     ],
 )
 def test_errors_are_one_line_and_an_exit_code(
