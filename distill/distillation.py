@@ -79,6 +79,7 @@ def distill(settings: DistillSettings, progress: Progress = ignore) -> DistillRe
     val = open_labelled(settings.val) if settings.val else None
     device = pick_device(settings.device)
     teacher = _teacher(settings, store).to(device).requires_grad_(False)
+    probe(teacher)
     if val is not None:
         val = fit_classes(val, teacher.spec.class_names, model="the teacher")
         check_labels(val, teacher.spec.class_names)

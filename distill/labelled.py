@@ -76,12 +76,10 @@ class LabelledFolder:
         label = self.label(index)
         width, height = image_size(self.images[index])
         if label.shape != (height, width):
-            turned = label.shape == (width, height)
-            raise DataError(
-                f"{self.labels[index]} is {label.shape[1]}x{label.shape[0]}, but its image {width}x{height}"
-                + (" when it is upright, as its EXIF orientation says; turn the label" if turned else "")
-                + "; give both the same size"
-            )
+            what = f"{self.labels[index]} is {label.shape[1]}x{label.shape[0]}, but its image {width}x{height}"
+            if label.shape == (width, height):
+                raise DataError(f"{what} when it is upright, as its EXIF orientation may say; turn the label alike")
+            raise DataError(f"{what}; give both the same size")
         known = label[label != VOID]
         if known.size and known.max() >= num_classes:
             raise DataError(

@@ -80,9 +80,10 @@ def order_of(names: Sequence[str], wanted: Sequence[str], *, whose: str, model: 
         DataError: the numbers of classes differ, or a name is at another place and the words are not the same.
     """
     if len(names) != len(wanted):
+        shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
         raise DataError(
-            f"{model} has {len(wanted)} classes, but {whose} has {len(names)} ({', '.join(names[:4])}, ...); use a "
-            f"model with the same classes, or write void as '{VOID} name'"
+            f"{model} has {len(wanted)} classes, but {whose} has {len(names)} ({shown}); use a model with the same "
+            f"classes, and write void as '{VOID} name'"
         )
     here, there = ([re.sub(r"[\s_-]", "", name).casefold() for name in each] for each in (names, wanted))
     if here == there:

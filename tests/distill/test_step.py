@@ -351,8 +351,8 @@ def test_a_student_is_not_judged_where_nothing_is_held_out() -> None:
 
 def test_a_step_whose_loss_is_not_finite_is_the_teachers_fault_if_its_answers_are_not() -> None:
     make_distillation(batch_size=2).check_teacher(0)
-    broken = tiny_model()
+    broken = make_distillation(batch_size=2)
     with torch.no_grad():
-        broken.network.head.bias[0] = float("nan")  # type: ignore[union-attr, index, operator]
+        broken.guide.teacher.network.head.bias[0] = float("nan")  # type: ignore[union-attr, index, operator]
     with pytest.raises(ModelError, match="the teacher's logits are not finite on the images of step 4"):
-        make_distillation(teacher=broken, batch_size=2).check_teacher(3)
+        broken.check_teacher(3)
