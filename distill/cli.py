@@ -8,6 +8,8 @@ from distill.settings import DISTILL_METHODS, DistillSettings, EvalSettings, Tra
 from storage.commandline.command import Command, say
 from storage.commandline.progress import shown
 
+KEPT = "the steps that were taken are kept; --resume goes on from there"
+
 
 def _train(settings: TrainSettings) -> None:
     from distill.supervised import train
@@ -64,6 +66,7 @@ train = Command(
     run=_train,
     help="Train a model on labelled images: a teacher to try DFSS with, or a reference student.",
     example="dfss-train --data camvid/train --val camvid/val --builder Unet/resnet18 --out runs/teacher",
+    interrupted=KEPT,
 )
 distill = Command(
     name="dfss-distill",
@@ -76,6 +79,7 @@ distill = Command(
     ),
     example="dfss-distill --shards scores.zarr --student lraspp_mobilenet_v3_large",
     methods=DISTILL_METHODS,
+    interrupted=KEPT,
 )
 evaluate = Command(
     name="dfss-eval",

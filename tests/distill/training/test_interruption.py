@@ -99,7 +99,7 @@ def test_a_signal_that_the_process_ignores_stays_ignored() -> None:
 @pytest.mark.parametrize(
     ("number", "word", "code"), [(signal.SIGINT, "interrupted", 130), (signal.SIGTERM, "terminated", 143)]
 )
-def test_the_command_says_in_one_line_that_what_was_finished_is_kept(
+def test_the_command_says_in_one_line_that_its_steps_are_kept_and_how_to_go_on(
     number: int,
     word: str,
     code: int,
@@ -118,7 +118,10 @@ def test_the_command_says_in_one_line_that_what_was_finished_is_kept(
     monkeypatch.setattr(Supervised, "loss", loss)
     options = "--builder tiny_models:tiny --image-size 24x32 --steps 5 --batch-size 2 --device cpu --out taught"
     assert call(distill.cli.train, "--data", labelled_folder, *options.split()) == code
-    assert capsys.readouterr().err == f"dfss-train: error: {word}; what was finished is kept\n"
+    assert (
+        capsys.readouterr().err
+        == f"dfss-train: error: {word}; the steps that were taken are kept; --resume goes on from there\n"
+    )
     assert torch.load("taught/checkpoint.pt", weights_only=True)["step"] == 3
     assert not Path("taught/model.safetensors").exists()
 
