@@ -20,8 +20,8 @@ from pipeline.models.files import save_model
 from pipeline.models.segmenter import Segmenter
 from storage.differences import differences
 from storage.errors import SettingsError
+from storage.files.claim import exclusive
 from storage.files.publish import publish, remove, write_json
-from storage.scores.claim import exclusive
 
 FREE_SETTINGS = {
     *("resume", "overwrite", "out", "val", "eval_every", "checkpoint_every", "keep_checkpoint", "device", "root"),

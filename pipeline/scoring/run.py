@@ -18,9 +18,9 @@ from pipeline.scoring.worker import Job, Timing
 from pipeline.settings import ScoreSettings
 from storage.differences import differences
 from storage.errors import StoreError
+from storage.files.claim import exclusive, sweep
 from storage.index import build_index
 from storage.progress import Progress, Step, ignore
-from storage.scores.claim import exclusive, sweep
 from storage.scores.equality import warn_of_equal_distances
 from storage.scores.schema import COLUMNS, REJECTED, SCHEMA_VERSION, SCORED, SCORING_VERSION, UNREADABLE, Attributes
 from storage.scores.store import ScoreStore, create_store, is_store, open_store

@@ -24,8 +24,8 @@ from pipeline.models.files import save_model
 from pipeline.scoring.run import prepare, run, score
 from pipeline.settings import ScoreSettings
 from storage.errors import CorpusError, ModelError, SettingsError, StoreError
+from storage.files.claim import exclusive
 from storage.progress import Progress, Step
-from storage.scores.claim import exclusive
 from storage.scores.schema import REJECTED, SCORED, SCORING_VERSION, UNREADABLE
 from storage.scores.store import open_complete, open_store
 
