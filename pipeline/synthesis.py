@@ -94,6 +94,7 @@ def synthesize(settings: SynthesisSettings, progress: Progress = ignore) -> Synt
     """Make a folder of PNG files and ``cost.json``, atomically.
 
     Raises:
+        DivergedError: the loss is not finite; nothing is written.
         ModelError: the teacher is missing, or has no BatchNorm.
         SettingsError: the folder already exists, the selection is too small, or no such device exists.
         SelectionError, StoreError, CorpusError: the photographs to begin with cannot be found.

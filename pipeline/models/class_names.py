@@ -30,10 +30,13 @@ def read_class_names(text: str) -> tuple[str, ...]:
     Raises:
         SettingsError: the text is neither, the ids do not count up from 0, or two classes have one name.
     """
-    names = _read_names(text)
+    return _distinct(_read_names(text), text)
+
+
+def _distinct(names: tuple[str, ...], origin: object) -> tuple[str, ...]:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise SettingsError(
-            f"class_names {text!r} has {twice[0]!r} twice; give every class its own name", field="class_names"
+            f"class_names {origin!r} has {twice[0]!r} twice; give every class its own name", field="class_names"
         )
     return names
 
@@ -60,7 +63,7 @@ def _accept(value: Any) -> tuple[str, ...]:
     if isinstance(value, str | os.PathLike):
         return read_class_names(os.fspath(value))
     names: tuple[str, ...] = NAMES_FORM.accept(value)
-    return names
+    return _distinct(names, value)
 
 
 ClassNames = Annotated[

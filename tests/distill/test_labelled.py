@@ -110,6 +110,8 @@ def test_a_name_that_two_classes_have_is_refused(names: str, tmp_path: Path) -> 
         names = "names.txt"
     with pytest.raises(SettingsError, match="has 'sky' twice"):
         read_class_names(names)
+    with pytest.raises(SettingsError, match="has 'sky' twice"):
+        make_train_settings(tmp_path, class_names=["sky", "road", "sky"])
 
 
 def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:

@@ -87,6 +87,27 @@ def test_a_signal_leaves_a_checkpoint_of_whole_steps_and_the_resumed_run_ends_as
     assert outcome() == whole
 
 
+def test_an_interruption_before_the_first_step_leaves_no_checkpoint() -> None:
+    class Impatient(Regression):
+        def batch(self, step: int, slots: range) -> Any:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_training(network(), Impatient(), settings())
+    assert not Path("trained/checkpoint.pt").exists()
+
+
+def test_an_interruption_of_a_run_that_has_diverged_keeps_the_checkpoint_before() -> None:
+    class Both(Signalled):
+        def loss(self, model: Segmenter, batch: Any, progress: float) -> Any:
+            summed = super().loss(model, batch, progress)
+            return scaled(summed, math.nan) if len(self.progress) > 5 else summed
+
+    with pytest.raises(DivergedError, match="the loss of step 6 of 9"):
+        run_training(network(), Both(signal.SIGTERM, step=6), settings(checkpoint_every=4, eval_every=100))
+    assert steps_kept() == 4
+
+
 def test_a_signal_that_the_process_ignores_stays_ignored() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
