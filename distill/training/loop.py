@@ -132,20 +132,20 @@ class Training(Generic[BatchT]):
                         done = losses.done
                         last = done == settings.steps
                         if done % LOG_EVERY == 0 or last:
-                            self._check(losses)
+                            self._check_losses(losses)
                             log(done, {"loss": losses.latest, "lr": optimizer.param_groups[0]["lr"]})
                             loss = f"loss {losses.latest:.3f}"
                     if done % settings.checkpoint_every == 0 or last:
-                        self._check(losses, weights=True)
+                        self._check_all(losses)
                         folder.save_checkpoint(done, self._state, optimizer, seconds=clock.seconds)
                     if settings.validates(done):
-                        self._check(losses, weights=True)
+                        self._check_all(losses)
                         evaluation = self._evaluate(done, log)
                     note = ", ".join(filter(None, (loss, evaluation.note if evaluation else "")))
                     progress(Step(done=done, total=settings.steps, note=note))
             except KeyboardInterrupt:
                 if losses.done > start:
-                    self._check(losses, weights=True)
+                    self._check_all(losses)
                     folder.save_checkpoint(losses.done, self._state, optimizer, seconds=clock.seconds)
                 raise
         return evaluation
@@ -156,18 +156,21 @@ class Training(Generic[BatchT]):
             log(done, evaluation.curves)
         return evaluation
 
-    def _check(self, losses: "Losses", *, weights: bool = False) -> None:
-        """Raise DivergedError if a loss since the last check, or a weight, is not finite."""
+    def _check_losses(self, losses: "Losses") -> None:
+        """Raise DivergedError if a loss since the last check is not finite."""
         step = losses.first_unsound()
         if step is not None:
             raise self._diverged(f"the loss of step {step + 1} of {self.settings.steps} is not finite", step)
-        if weights:
-            try:
-                for module in (self.model.network, self.companions):
-                    check_tensors(module.state_dict(), origin=f"after step {losses.done} of {self.settings.steps}")
-            except ModelError as error:
-                what = str(error).partition(";")[0]
-                raise self._diverged(what, losses.done - 1) from error
+
+    def _check_all(self, losses: "Losses") -> None:
+        """Raise DivergedError if a loss since the last check, or a weight, is not finite."""
+        self._check_losses(losses)
+        try:
+            for module in (self.model.network, self.companions):
+                check_tensors(module.state_dict(), origin=f"after step {losses.done} of {self.settings.steps}")
+        except ModelError as error:
+            what = str(error).partition(";")[0]
+            raise self._diverged(what, losses.done - 1) from error
 
     def _diverged(self, what: str, step: int) -> DivergedError:
         settings = self.settings

@@ -27,6 +27,7 @@ from distill.training.interruption import Interruptions
 from distill.training.run_folder import RunFolder
 from pipeline.models.segmenter import Segmenter
 from storage.errors import DivergedError, SettingsError, StoreError, Terminated
+from storage.progress import Step
 from storage.scores.store import ScoreStore
 
 
@@ -194,11 +195,15 @@ def test_a_diverged_run_is_found_before_it_is_evaluated() -> None:
 
 
 class Overflowing(Regression):
-    """The losses are finite, but a running statistic overflows in the last step."""
+    """The losses are finite, but a running statistic overflows in a step, by default the last."""
+
+    def __init__(self, step: int = STEPS - 1) -> None:
+        super().__init__()
+        self.step = step
 
     def loss(self, model: Segmenter, batch: tuple[Tensor, Tensor], progress: float) -> Any:
         summed = super().loss(model, batch, progress)
-        if progress == 1:
+        if len(self.progress) == self.step + 1:
             model.network.norm.running_var.data[2] = math.inf  # type: ignore[union-attr, index, operator]
         return summed
 
@@ -209,6 +214,22 @@ def test_weights_that_overflow_under_a_finite_loss_are_not_published() -> None:
         run_training(network(), Overflowing(), settings(checkpoint_every=4))
     assert steps_kept() == 8
     assert not Path("trained/model.safetensors").exists()
+
+
+def test_weights_that_overflow_are_found_before_an_evaluation_and_before_a_checkpoint_of_an_interruption() -> None:
+    objective = Overflowing(step=2)
+    objective.evaluate = lambda model: pytest.fail("a diverged model was evaluated")  # type: ignore[method-assign]
+    with pytest.raises(DivergedError, match="after step 3 of 9") as caught:
+        run_training(network(), objective, settings(eval_every=3))
+    assert caught.value.step == 2
+
+    def interrupt(step: Step) -> None:
+        if step.done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(DivergedError, match="after step 3 of 9"):
+        run_training(network(), Overflowing(step=2), settings(out="other", eval_every=100), progress=interrupt)
+    assert not Path("other/checkpoint.pt").exists()
 
 
 def test_a_student_that_diverges_ends_the_command_with_one_line(
