@@ -7,7 +7,9 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: repro test test-slow mutants clean
 
+# A downloaded archive is no git repository, which dvc asks for unless it is told.
 repro: $(VENV)/installed
+	git rev-parse --git-dir >/dev/null 2>&1 || dvc config --local core.no_scm true
 	dvc repro
 
 test: $(VENV)/installed-test

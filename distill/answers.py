@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distill.evaluation import to_tensor
@@ -30,7 +29,7 @@ from pipeline.batchnorm.layers import BatchNorm
 from pipeline.models.enlargement import Enlargement, find_enlargement
 from pipeline.models.segmenter import Segmenter
 from pipeline.settings import Precision
-from storage.answers import ANSWERS_VERSION, AnswerStore, Bits, MapShape, open_answers, restored, size_of
+from storage.answers import ANSWERS_VERSION, AnswerStore, Bits, Kept, MapShape, open_answers, size_of
 from storage.errors import ModelError, SettingsError
 from storage.files.claim import exclusive, sweep
 from storage.progress import Progress, Step
@@ -59,6 +58,8 @@ class Guide:
     precision: Precision
     channels: Mapping[BatchNorm, Tensor] = dataclasses.field(default_factory=dict)
     """The only channels that are answered of a layer, where these are not all."""
+    shapes: Mapping[str, MapShape] = dataclasses.field(default_factory=dict)
+    """Channels, height and width of each map of an answer."""
 
     @classmethod
     def of(
@@ -72,9 +73,13 @@ class Guide:
         names = {module: name for name, module in teacher.network.named_modules()}
         layers = {names[layer]: layer for layer in compared if isinstance(layer, BatchNorm)}
         enlargement = find_enlargement(teacher, teacher.spec.image_size)
-        return cls(
+        guide = cls(
             teacher=teacher, compared=layers, enlargement=enlargement, precision=precision, channels=channels or {}
         )
+        height, width = teacher.spec.image_size
+        answers = guide(torch.full((1, 3, height, width), 0.5, device=teacher.device))
+        shapes = {name: (values.shape[1], values.shape[2], values.shape[3]) for name, values in answers.items()}
+        return dataclasses.replace(guide, shapes=shapes)
 
     @torch.no_grad()
     def __call__(self, images_N3HW: Tensor) -> Answers:
@@ -100,12 +105,6 @@ class Guide:
         name = next(name for name, compared in self.compared.items() if compared is layer)
         return answers[name] if channels is None or layer in self.channels else answers[name][:, channels]
 
-    def shapes(self) -> dict[str, MapShape]:
-        """Channels, height and width of each map of an answer."""
-        height, width = self.teacher.spec.image_size
-        answers = self(torch.full((1, 3, height, width), 0.5, device=self.teacher.device))
-        return {name: (values.shape[1], values.shape[2], values.shape[3]) for name, values in answers.items()}
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Question:
@@ -125,7 +124,7 @@ class Question:
 
     def store(self) -> AnswerStore:
         """The store of the answers, which may be empty."""
-        about, shapes = {**self.about, "pictures": self.pictures.fixed}, self.guide.shapes()
+        about, shapes = {**self.about, "pictures": self.pictures.fixed}, self.guide.shapes
         known = json.dumps([ANSWERS_VERSION, about, shapes, self.bits], sort_keys=True)
         path = self.folder / f"{hashlib.sha256(known.encode()).hexdigest()[:16]}.zarr"
         unit = min(self.rows, UNIT_IMAGES * self.pictures.fixed)
@@ -139,7 +138,7 @@ def checked_size(question: Question, most_gib: float) -> int:
     Raises:
         SettingsError: they are more than ``most_gib``.
     """
-    size = size_of(question.guide.shapes(), rows=question.rows, bits=question.bits)
+    size = size_of(question.guide.shapes, rows=question.rows, bits=question.bits)
     if size > most_gib * GIB:
         images, views = len(question.pictures.training_places), question.pictures.fixed
         raise SettingsError(
@@ -200,18 +199,19 @@ def _ask(question: Question, store: AnswerStore, pending: list[range], note: str
                         f"the teacher's {name} are up to {float(values.abs().max()):.3g}, but half precision ends at "
                         f"{MOST_HALF:.0f}; give --answer-bits 8, or --views 0"
                     )
-            collected.append(answers)
+            kept = torch.float16 if question.bits == 16 else torch.float32
+            collected.append({name: values.to(kept).cpu() for name, values in answers.items()})
             done += len(rows)
             if rows.stop == unit.stop:
                 names = collected[0].keys()
-                store.write(unit, {name: torch.cat([part[name] for part in collected]).cpu().numpy() for name in names})
+                store.write(unit, {name: torch.cat([part[name] for part in collected]).numpy() for name in names})
                 collected = []
             report()
 
 
 def to_device(answers: Answers, device: torch.device) -> Answers:
-    """The answers on a device."""
-    return {name: values.to(device, non_blocking=True) for name, values in answers.items()}
+    """The answers on a device, in float32. They travel as they are kept."""
+    return {name: values.to(device, non_blocking=True).float() for name, values in answers.items()}
 
 
 class KeptAnswers:
@@ -219,17 +219,17 @@ class KeptAnswers:
 
     def __init__(self, store: AnswerStore, pictures: int) -> None:
         self._store, self._pictures = store, pictures
-        self._cache: dict[int, dict[str, NDArray[Any]]] = {}
+        self._cache: dict[int, Kept] = {}
         self._room = CACHE_BYTES
         self._lock = threading.Lock()
 
     def __call__(self, asked: Sequence[tuple[int, int]]) -> Answers:
-        """The answers to fixed pictures, (place, number) each."""
+        """The answers to fixed pictures, (place, number) each, for :func:`to_device`."""
         kept = [self._read(place * self._pictures + number) for place, number in asked]
         stacked = {name: np.stack([row[name] for row in kept]) for name in kept[0]}
-        return {name: torch.from_numpy(values) for name, values in restored(stacked).items()}
+        return {name: torch.from_numpy(values) for name, values in self._store.maps(stacked).items()}
 
-    def _read(self, row: int) -> dict[str, NDArray[Any]]:
+    def _read(self, row: int) -> Kept:
         if (cached := self._cache.get(row)) is not None:
             return cached
         kept = self._store.read(row)

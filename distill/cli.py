@@ -1,11 +1,17 @@
 """``dfss-train``, ``dfss-distill`` and ``dfss-eval``. Each parses options, calls one function and shows the result."""
 
+import storage.commandline.interrupts  # noqa: F401  (before the imports that take time)
+
+# isort: split
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from distill.settings import DISTILL_METHODS, DistillSettings, EvalSettings, TrainSettings
+from pipeline.settings import SelectSettings
 from storage.commandline.command import Command, say
+from storage.commandline.given import settings_in_params
 from storage.commandline.progress import shown
 
 KEPT = "the steps that were taken are kept; --resume goes on from there"
@@ -26,8 +32,9 @@ def _distill(settings: DistillSettings) -> None:
     from pipeline.process import own_process
 
     own_process()
+    choosing = settings_in_params(SelectSettings, section="select", command="dfss-select", shards=settings.shards)
     with shown("distilling", "steps") as progress:
-        result = distill(settings, progress)
+        result = distill(settings, progress, choosing=choosing)
     say(f"wrote {result.path}")
 
 

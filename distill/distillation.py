@@ -36,7 +36,7 @@ from pipeline.models.files import load_model
 from pipeline.models.hooks import probe
 from pipeline.models.segmenter import Segmenter, fingerprint
 from pipeline.selection.images import Covering, SelectedImages
-from pipeline.selection.select import check_selection, default_path, first, image_count, make_selection
+from pipeline.selection.select import check_selection, default_path, earlier_path, first, image_count, make_selection
 from pipeline.selection.weights import distance_weights
 from pipeline.settings import SelectSettings
 from storage.answers import Bits, size_of
@@ -65,8 +65,12 @@ class DistillResult:
     """How much of the student came from the teacher."""
 
 
-def distill(settings: DistillSettings, progress: Progress = ignore) -> DistillResult:
+def distill(
+    settings: DistillSettings, progress: Progress = ignore, *, choosing: SelectSettings | None = None
+) -> DistillResult:
     """Distil a student and write ``student.safetensors`` to its run folder.
+
+    ``choosing`` says how a selection is made where none is given and none lies beside the store; by default by ADS.
 
     Raises:
         StoreError: the scores are missing or not complete, or another process is writing the run.
@@ -83,13 +87,14 @@ def distill(settings: DistillSettings, progress: Progress = ignore) -> DistillRe
     if val is not None:
         val = fit_classes(val, teacher.spec.class_names, model="the teacher")
         check_labels(val, teacher.spec.class_names)
-    selection = find_selection(settings, store)
     student = make_student(settings, teacher).to(device)
     probe(student)
     if settings.inherit:
         inheritance = inherit(student, teacher, copy=not goes_on(settings))
     else:
         inheritance = Inheritance(counts=Inherited.of(student))
+    logger.info("teacher: %s (%s), on %s", settings.teacher or store.teacher_path, teacher.spec.builder, device)
+    selection = find_selection(settings, store, choosing)
     logger.info("the student %s", inheritance.counts)
     torch.manual_seed(settings.seed)  # whatever a student's making drew: one that goes on draws without a seed
     adapters = make_adapters(student, teacher, settings.adapter_pairs) if settings.adapters else []
@@ -194,7 +199,7 @@ def _views(settings: DistillSettings, guide: Guide, images: int) -> int:
     if settings.views is not None:
         return settings.views
     views = MOST_VIEWS
-    size = size_of(guide.shapes(), rows=images * views, bits=_bits(settings))
+    size = size_of(guide.shapes, rows=images * views, bits=_bits(settings))
     pays = 2 * images * views <= settings.steps * settings.batch_size
     return views if pays and size <= settings.cache_gib * GIB else 0
 
@@ -228,8 +233,15 @@ def _question(settings: DistillSettings, objective: Distillation, selection: Sel
 
 
 def _teacher(settings: DistillSettings, store: ScoreStore) -> Segmenter:
-    path = settings.teacher or str(store.attributes["teacher_path"])
-    teacher = load_model(path)
+    path = settings.teacher or store.teacher_path
+    try:
+        teacher = load_model(path)
+    except ModelError as error:
+        if settings.teacher or Path(path).exists():
+            raise
+        raise ModelError(
+            f"{error}; {store.path} was scored with this teacher: give its place now as --teacher"
+        ) from error
     if fingerprint(teacher) != store.attributes["teacher"]:
         raise ModelError(
             f"{path} is not the teacher that {store.path} was scored with; score with it (dfss-score --teacher {path} "
@@ -238,25 +250,35 @@ def _teacher(settings: DistillSettings, store: ScoreStore) -> Segmenter:
     return teacher
 
 
-def find_selection(settings: DistillSettings, store: ScoreStore) -> Selection:
-    """The selection in the settings, else the one beside the store if it belongs to it, else ADS with the budget.
+def find_selection(settings: DistillSettings, store: ScoreStore, choosing: SelectSettings | None = None) -> Selection:
+    """The selection in the settings, else the one beside the store if it belongs to it, else one that is made now.
 
     Raises:
         SelectionError: the selection is missing, belongs to other scores, or is smaller than the budget.
     """
     scored = int((store.status() == SCORED).sum())
     count = image_count(settings.budget, scored) if settings.budget else None
-    path = Path(settings.selection) if settings.selection else default_path(store.path)
-    selection = _read_checked(path, store) if settings.selection else _selection_beside(store)
-    if selection is None:
-        defaults = SelectSettings(shards=settings.shards)
-        return make_selection(store, dataclasses.replace(defaults, budget=settings.budget or defaults.budget))
+    path = Path(settings.selection) if settings.selection else _selection_beside(store)
+    if path is not None:
+        selection = _shortened(_read_checked(path, store), count, path)
+        origin = f"from {path}"
+    else:
+        choosing = choosing or SelectSettings(shards=settings.shards)
+        budget = settings.budget or choosing.budget
+        selection = make_selection(store, dataclasses.replace(choosing, budget=budget))
+        origin = f"made now with budget {budget}"
+    strategy = selection.about["strategy"]
+    logger.info("selection: %d of %d images of %s by %s, %s", len(selection), scored, store.path, strategy, origin)
+    return selection
+
+
+def _shortened(selection: Selection, count: int | None, path: Path) -> Selection:
     if count is None:
         return selection
     if count > len(selection):
         raise SelectionError(
             f"{path} holds {len(selection)} images, but the budget asks for {count}; make a larger one with "
-            f"dfss-select --budget {settings.budget}"
+            f"dfss-select --budget {count}"
         )
     return first(selection, count)
 
@@ -267,12 +289,15 @@ def _read_checked(path: Path, store: ScoreStore) -> Selection:
     return selection
 
 
-def _selection_beside(store: ScoreStore) -> Selection | None:
-    path = default_path(store.path)
-    if not path.exists():
-        return None
-    try:
-        return _read_checked(path, store)
-    except SelectionError as error:
-        logger.warning("%s; a new selection is made", error)
-        return None
+def _selection_beside(store: ScoreStore) -> Path | None:
+    """The selection file that lies beside a store and belongs to it."""
+    for path in (default_path(store.path), earlier_path(store.path)):
+        if not path.exists():
+            continue
+        try:
+            _read_checked(path, store)
+        except SelectionError as error:
+            logger.warning("%s is passed over: %s", path, error)
+        else:
+            return path
+    return None

@@ -14,8 +14,10 @@ from storage.commandline.values import (
     RUN,
     Amount,
     Arguments,
+    BatchSize,
     Budget,
     Count,
+    Local,
     NamedFiles,
     Names,
     Seed,
@@ -50,7 +52,7 @@ class OptimisationSettings(Checked):
     """The settings of every training run."""
 
     steps: Annotated[Count, "Number of optimiser steps", OPTIMISATION] = 2000
-    batch_size: Annotated[Count, "Images per step", OPTIMISATION] = 8
+    batch_size: Annotated[BatchSize, "Images per step", OPTIMISATION] = 8
     lr: Annotated[float, above(0), "Peak learning rate of AdamW", OPTIMISATION] = 1e-3
     weight_decay: Annotated[Amount, "Weight decay of AdamW", OPTIMISATION] = 1e-4
     warmup: Annotated[
@@ -69,7 +71,7 @@ class OptimisationSettings(Checked):
     ] = 0.3
     seed: Annotated[Seed, "Seed of initial weights, order and views", OPTIMISATION] = 0
     val: Annotated[
-        str | None, "Folder with images/ and labels/ to report mIoU on; not used in training or selection", DATA
+        Local | None, "Folder with images/ and labels/ to report mIoU on; not used in training or selection", DATA
     ] = None
     eval_every: Annotated[Whole, "Steps between validations; 0: five; one more is after 1 % of all", RUN] = 0
     checkpoint_every: Annotated[Count, "Steps between checkpoints", RUN] = 200
@@ -91,7 +93,7 @@ class OptimisationSettings(Checked):
 class TrainSettings(OptimisationSettings):
     """Supervised training on labelled images: a teacher, or a reference student."""
 
-    data: Annotated[str, "Folder with images/ and labels/ (single-channel PNG of class ids, 255 = void)", DATA]
+    data: Annotated[Local, "Folder with images/ and labels/ (single-channel PNG of class ids, 255 = void)", DATA]
     builder: Annotated[
         str, "Network: lraspp_mobilenet_v3_large, Unet/resnet18, torchvision:NAME, package.module:factory", MODEL
     ]
@@ -101,23 +103,23 @@ class TrainSettings(OptimisationSettings):
     image_size: Annotated[Size, "Image size in pixels that the network is trained for", MODEL] = (192, 256)
     arguments: Annotated[Arguments, "Further arguments of the builder", MODEL] = dataclasses.field(default_factory=dict)
     pretrained_backbone: Annotated[bool, "Initialise the backbone from the builder's ImageNet weights", MODEL] = False
-    out: Annotated[str, "Run folder; the model is OUT/model.safetensors", DATA] = "runs/teacher"
+    out: Annotated[Local, "Run folder; the model is OUT/model.safetensors", DATA] = "runs/teacher"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistillSettings(OptimisationSettings):
     """Stage two: WDPD (Weighted Distribution Progressive Distillation) on the selected images."""
 
-    shards: Annotated[str, "Score store that dfss-score made", DATA] = "scores.zarr"
+    shards: Annotated[Local, "Score store that dfss-score made", DATA] = "scores.zarr"
     selection: Annotated[
-        str | None, "Selection of dfss-select [default: the one beside the store, else ADS of --budget]", DATA
+        Local | None, "Selection of dfss-select [default: the one beside the store, else ADS of --budget]", DATA
     ] = None
     budget: Annotated[Budget | None, "Number of images, or fraction of the scored ones such as 0.1 or 10%", METHOD] = (
         None
     )
-    teacher: Annotated[str | None, "Teacher's model file [default: the one that the store was scored with]", MODEL] = (
-        None
-    )
+    teacher: Annotated[
+        Local | None, "Teacher's model file [default: the one that the store was scored with]", MODEL
+    ] = None
     root: Annotated[str | None, "Where the corpus lies now, if it has moved since it was scored", DATA] = None
     student: Annotated[
         str,
@@ -167,11 +169,11 @@ class DistillSettings(OptimisationSettings):
         float, at_least(0), at_most(1), "Share of the views that are mixed with a view of another image", METHOD
     ] = 0.0
     answers: Annotated[
-        str | None, "Folder of the teacher's answers, shared by runs [default: answers beside the run]", DATA
+        Local | None, "Folder of the teacher's answers, shared by runs [default: answers beside the run]", DATA
     ] = None
     answer_bits: Annotated[Literal["16", "8"], "Bits of a value in the teacher's answers", RUN] = "16"
     cache_gib: Annotated[Amount, "Largest size of the teacher's answers, in GiB", RUN] = 16.0
-    out: Annotated[str, "Run folder; the model is OUT/student.safetensors", DATA] = "runs/student"
+    out: Annotated[Local, "Run folder; the model is OUT/student.safetensors", DATA] = "runs/student"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -179,13 +181,13 @@ class EvalSettings(Checked):
     """Evaluation of one or more models on labelled images."""
 
     model: Annotated[NamedFiles, "Model file, or NAME=FILE; repeat the option to compare several", MODEL]
-    data: Annotated[str, "Folder with images/ and labels/ (255 = void)", DATA]
-    json: Annotated[str | None, "Also write all figures to this JSON file", DATA] = None
-    metrics: Annotated[str | None, "Also write only mIoU and accuracy, by model, to this JSON file for DVC", DATA] = (
+    data: Annotated[Local, "Folder with images/ and labels/ (255 = void)", DATA]
+    json: Annotated[Local | None, "Also write all figures to this JSON file", DATA] = None
+    metrics: Annotated[Local | None, "Also write only mIoU and accuracy, by model, to this JSON file for DVC", DATA] = (
         None
     )
     classes: Annotated[
-        str | None, "Also write the IoU of each class to this CSV file (model, class, iou), for a plot", DATA
+        Local | None, "Also write the IoU of each class to this CSV file (model, class, iou), for a plot", DATA
     ] = None
-    batch_size: Annotated[Count, "Images per forward pass", RUN] = 8
+    batch_size: Annotated[BatchSize, "Images per forward pass", RUN] = 8
     device: Device = "auto"

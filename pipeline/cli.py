@@ -1,5 +1,9 @@
 """The commands of stage one. Each parses its options, calls one function and shows the result."""
 
+import storage.commandline.interrupts  # noqa: F401  (before the imports that take time)
+
+# isort: split
+
 import shutil
 import textwrap
 

@@ -13,8 +13,10 @@ from storage.commandline.values import (
     RUN,
     Amount,
     Arguments,
+    BatchSize,
     Budget,
     Count,
+    Local,
     Names,
     Seed,
     Size,
@@ -32,7 +34,7 @@ SCORE_METHODS: dict[str, dict[str, Any]] = {"ours": {}, "paper": {"distance": "p
 """The settings that each ``--method`` of dfss-score stands for."""
 
 Device = Annotated[str, "Device: auto, cpu, cuda, cuda:1, ...", RUN]
-Teacher = Annotated[str, "Model file, or official weights such as torchvision:deeplabv3_resnet50@DEFAULT", MODEL]
+Teacher = Annotated[Local, "Model file, or official weights such as torchvision:deeplabv3_resnet50@DEFAULT", MODEL]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,9 +46,9 @@ class ScoreSettings(Checked):
     ]
     teacher: Teacher
     root: Annotated[str | None, "Where the corpus lies: a folder or an fsspec URL", DATA] = None
-    out: Annotated[str, "The score store to make or to continue", DATA] = "scores.zarr"
-    shard_size: Annotated[Count, "Rows per work unit; a continued run skips finished units", RUN] = 1024
-    batch_size: Annotated[Count, "Images per forward pass", RUN] = 16
+    out: Annotated[Local, "The score store to make or to continue", DATA] = "scores.zarr"
+    shard_size: Annotated[Count, at_most(2**20), "Rows per work unit; a continued run skips finished units", RUN] = 1024
+    batch_size: Annotated[BatchSize, "Images per forward pass", RUN] = 16
     layers: Annotated[Names, "BatchNorm layers: default, all, or names and globs", METHOD] = ("default",)
     distance: Annotated[DistanceKind, "Distance: free of channel scale (ours), or the paper's", METHOD] = "standardized"
     embedding_size: Annotated[Count, "Largest size of an embedding in the diversity index", METHOD] = 128
@@ -71,7 +73,7 @@ class ScoreSettings(Checked):
 class SelectSettings(Checked):
     """ADS (Approximate Distribution Sampling): order the scored images and keep the first of them."""
 
-    shards: Annotated[str, "Complete score store", DATA] = "scores.zarr"
+    shards: Annotated[Local, "Complete score store", DATA] = "scores.zarr"
     budget: Annotated[Budget, "Number of images, or fraction of the scored ones such as 0.1 or 10%", METHOD] = 0.1
     strategy: Annotated[Strategy, "Strategy: close and diverse images (ads), or a baseline", METHOD] = "ads"
     diversity: Annotated[
@@ -85,7 +87,7 @@ class SelectSettings(Checked):
         METHOD,
     ] = 0.995
     seed: Annotated[Seed, "Seed of the random strategy", METHOD] = 0
-    out: Annotated[str | None, "Selection file [default: selection.parquet beside the store]", DATA] = None
+    out: Annotated[Local | None, "Selection file [default: SHARDS.selection.parquet]", DATA] = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,9 +97,11 @@ class ImportSettings(Checked):
     builder: Annotated[
         str, "torchvision:NAME, smp:ARCHITECTURE/ENCODER, package.module:factory, or a short name", MODEL
     ]
-    weights: Annotated[str, "State dict: .pth or .pt (read without unpickling code) or .safetensors", DATA]
-    out: Annotated[str, "The model file to write", DATA]
-    num_classes: Annotated[Count | None, "Number of classes [default: the number of --class-names]", MODEL] = None
+    weights: Annotated[Local, "State dict: .pth or .pt (read without unpickling code) or .safetensors", DATA]
+    out: Annotated[Local, "The model file to write", DATA]
+    num_classes: Annotated[
+        Annotated[Count, at_most(2**16)] | None, "Number of classes [default: the number of --class-names]", MODEL
+    ] = None
     class_names: Annotated[
         ClassNames | None, "Class names, or a file of 'id name' lines [default: class 0, 1, ...]", MODEL
     ] = None
@@ -113,10 +117,10 @@ class SynthesisSettings(Checked):
     """A baseline: make images by optimisation to the teacher's BatchNorm statistics, instead of choosing them."""
 
     teacher: Teacher
-    out: Annotated[str, "Folder of images to make", DATA] = "synthetic"
+    out: Annotated[Local, "Folder of images to make", DATA] = "synthetic"
     count: Annotated[Count | None, "Number of images [default: all of --selection; 256 from noise]", METHOD] = None
     steps: Annotated[Count, "Optimiser steps on each batch", OPTIMISATION] = 100
-    batch_size: Annotated[Count, "Number of images whose statistics are matched together", OPTIMISATION] = 32
+    batch_size: Annotated[BatchSize, "Number of images whose statistics are matched together", OPTIMISATION] = 32
     distance: Annotated[DistanceKind, "Distance: free of channel scale (ours), or the paper's", METHOD] = "standardized"
     per_image: Annotated[
         Amount, at_most(1), "Weight of each image's own distance; that of the whole batch has the rest", OPTIMISATION
@@ -124,8 +128,10 @@ class SynthesisSettings(Checked):
     lr: Annotated[Amount, "Learning rate of Adam, for pixels in [0, 1]", OPTIMISATION] = 0.01
     tv: Annotated[Amount, "Weight of the total variation of pixels in [0, 1]", OPTIMISATION] = 1.0
     l2: Annotated[Amount, "Weight of the mean square difference from grey, for pixels in [0, 1]", OPTIMISATION] = 0.01
-    selection: Annotated[str | None, "Begin with the photographs of this selection [default: with noise]", DATA] = None
-    shards: Annotated[str, "Score store of the selection", DATA] = "scores.zarr"
+    selection: Annotated[Local | None, "Begin with the photographs of this selection [default: with noise]", DATA] = (
+        None
+    )
+    shards: Annotated[Local, "Score store of the selection", DATA] = "scores.zarr"
     root: Annotated[str | None, "Where the corpus lies now, if it has moved since it was scored", DATA] = None
     seed: Annotated[Seed, "Seed of noise, shifts and mirroring", OPTIMISATION] = 0
     device: Device = "auto"

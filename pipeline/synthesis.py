@@ -37,11 +37,11 @@ from torch import Tensor
 
 from pipeline.batchnorm.distances import distance, layer_distances, running_statistics
 from pipeline.batchnorm.layers import BatchNormLayer, dead_channels, find_layers
-from pipeline.batchnorm.moments import LayerStatistics, measure, record_bn_statistics
+from pipeline.batchnorm.moments import LayerStatistics, record_bn_statistics
 from pipeline.decoding.pillow import Decoder
 from pipeline.devices import pick_device
 from pipeline.models.files import load_model
-from pipeline.models.hooks import on_inputs
+from pipeline.models.hooks import forward_until_stopped, on_inputs
 from pipeline.models.segmenter import Segmenter
 from pipeline.selection.images import SelectedImages
 from pipeline.selection.select import first
@@ -227,7 +227,7 @@ class Synthesis:
         """The distance of each image by itself, [N]: that of dfss-score with the layers of the synthesis."""
         images = torch.from_numpy(pixels_NHW3).permute(0, 3, 1, 2).to(self.teacher.device)
         with record_bn_statistics(self.layers, stop_after_last=True) as found:
-            measure(self.teacher, images)
+            forward_until_stopped(self.teacher, images)
         distances_N: NDArray[np.float32] = (
             distance(layer_distances(found, self.layers, self.settings.distance)).cpu().numpy()
         )

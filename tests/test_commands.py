@@ -77,7 +77,8 @@ def test_the_whole_chain_runs_on_defaults(
                          "--image-size", f"{HEIGHT}x{WIDTH}", "--out", "teacher.safetensors"]),
         ("dfss-score", ["--corpus", "images", "--teacher", "teacher.safetensors"]),
         ("dfss-select", ["--shards", "scores.zarr", "--budget", "12"]),
-        ("dfss-synthesize", ["--teacher", "teacher.safetensors", "--selection", "selection.parquet", "--steps", 2]),
+        ("dfss-synthesize", ["--teacher", "teacher.safetensors", "--steps", 2,
+                             "--selection", "scores.zarr.selection.parquet"]),
         ("dfss-distill", ["--shards", "scores.zarr", "--student", "tiny_models:small", "--steps", 4]),
         ("dfss-eval", ["--model", "runs/student/student.safetensors", "--data", "labelled", "--json", "e.json"]),
     ]  # fmt: skip
@@ -92,7 +93,7 @@ def test_the_whole_chain_runs_on_defaults(
     cost = json.loads(Path("synthetic/cost.json").read_text())
     told = "median distance by all layers: {distance_before:.3f} before, {distance_after:.3f} after; {unchanged} images"
     assert told.format(**cost) in " ".join(printed["dfss-synthesize"].split())
-    assert len(pd.read_parquet("selection.parquet")) == 12
+    assert len(pd.read_parquet("scores.zarr.selection.parquet")) == 12
     assert json.loads(Path("e.json").read_text())["images"] == 6
     assert "mIoU" in result.stdout
 
@@ -104,11 +105,14 @@ def test_the_card_works_as_written(run_command: Run, image_folder: Path, teacher
     image_folder.rename(synset)
     (tmp_path / "params.yaml").write_text(
         f"dfss:\n  score:\n    teacher: {teacher_file}\n  distill:\n    student: tiny_models:small\n    steps: 2\n"
+        "  select:\n    budget: 0.5\n"
     )
     for command, arguments in (("dfss-score", ["--corpus", "imagenet"]), ("dfss-distill", ["--shards", "scores.zarr"])):
         result = run_command(command, *arguments)
         assert result.returncode == 0, result.stderr
-    assert len(pd.read_parquet("runs/student/selection.parquet")) == 2
+    assert "from params.yaml: student tiny_models:small, steps 2\n" in result.stderr
+    assert "selection: 12 of 23 images of scores.zarr by ads, made now with budget 0.5\n" in result.stderr
+    assert len(pd.read_parquet("runs/student/selection.parquet")) == 12
     assert Path("runs/student/student.safetensors").exists()
 
 

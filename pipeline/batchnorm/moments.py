@@ -9,7 +9,7 @@ Shapes: N images, C channels, H x W positions.
 import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache, partial
 
 import torch
@@ -17,8 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.batchnorm.layers import BatchNorm, BatchNormLayer
-from pipeline.models.hooks import on_inputs
-from pipeline.models.segmenter import Segmenter
+from pipeline.models.hooks import StopForwardError, on_inputs
 
 logger = logging.getLogger(__name__)
 
@@ -36,17 +35,14 @@ class LayerStatistics:
     var_NC: Tensor
 
 
-class _StopForwardError(Exception):
-    """Raised in a hook after the last monitored layer, to end the forward pass."""
-
-
 @contextmanager
 def record_bn_statistics(
     layers: Sequence[BatchNormLayer], *, stop_after_last: bool
 ) -> Iterator[dict[str, LayerStatistics]]:
     """Collect the statistics of forward passes inside the block, by layer name. Each pass replaces those of the last.
 
-    With ``stop_after_last`` a pass ends as soon as the last of ``layers`` is measured; run it by :func:`measure`.
+    With ``stop_after_last`` a pass ends as soon as the last of ``layers`` is measured; run it by
+    :func:`pipeline.models.hooks.forward_until_stopped`.
     """
     found: dict[str, LayerStatistics] = {}
     last = layers[-1].name
@@ -54,18 +50,10 @@ def record_bn_statistics(
     def record(layer: BatchNormLayer, input_NCHW: Tensor) -> None:
         found[layer.name] = statistics_of(input_NCHW, layer.module)
         if stop_after_last and layer.name == last:
-            raise _StopForwardError
+            raise StopForwardError
 
     with on_inputs((layer.module, partial(record, layer)) for layer in layers):
         yield found
-
-
-def measure(teacher: Segmenter, images_N3HW: Tensor) -> Tensor | None:
-    """Run a forward pass that a recorder of statistics may stop. Return the logits, or None if it was stopped."""
-    with suppress(_StopForwardError):
-        logits: Tensor = teacher(images_N3HW)
-        return logits
-    return None
 
 
 def statistics_of(input_NCHW: Tensor, module: BatchNorm) -> LayerStatistics:

@@ -8,18 +8,14 @@ Shapes: N images, K classes, h x w positions of the coarse grid, H x W pixels.
 
 import dataclasses
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.models.hooks import StopForwardError, forward_until_stopped
 from pipeline.models.segmenter import Segmenter, as_logits
-
-
-class _StopForwardError(Exception):
-    """Raised in a hook after the coarse logits, to end the forward pass."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -37,12 +33,11 @@ class Enlargement:
         def stop(module: nn.Module, inputs: Any, output: Any) -> None:
             found.append(as_logits(output))
             if enough():
-                raise _StopForwardError
+                raise StopForwardError
 
         hook = self.module.register_forward_hook(stop)
         try:
-            with suppress(_StopForwardError):
-                model(images_N3HW)
+            forward_until_stopped(model, images_N3HW)
         finally:
             hook.remove()
         return found[0]

@@ -1,7 +1,7 @@
 """Hooks on the inputs of a network's modules, and a test pass that shows whether a model works."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 
 import torch
@@ -26,6 +26,18 @@ def on_inputs(acts: Iterable[tuple[nn.Module, Callable[[Tensor], None]]]) -> Ite
 
 def _call(act: Callable[[Tensor], None], _: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
     act(inputs[0] if inputs else next(iter(named.values())))
+
+
+class StopForwardError(Exception):
+    """Raised in a hook to end a forward pass whose rest is not needed; run it by :func:`forward_until_stopped`."""
+
+
+def forward_until_stopped(model: Segmenter, images_N3HW: Tensor) -> Tensor | None:
+    """Run a forward pass that a hook may end. Return the logits, or None if it was ended."""
+    with suppress(StopForwardError):
+        logits: Tensor = model(images_N3HW)
+        return logits
+    return None
 
 
 def probe(teacher: Segmenter) -> None:

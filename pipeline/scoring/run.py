@@ -5,6 +5,7 @@ complete. Every image ends as scored, unreadable or rejected.
 """
 
 import dataclasses
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,11 @@ from storage.files.claim import exclusive, sweep
 from storage.index import build_index
 from storage.progress import Progress, Step, ignore
 from storage.scores.equality import warn_of_equal_distances
+from storage.scores.places import kept
 from storage.scores.schema import COLUMNS, REJECTED, SCHEMA_VERSION, SCORED, SCORING_VERSION, UNREADABLE, Attributes
 from storage.scores.store import ScoreStore, create_store, is_store, open_store
 
+logger = logging.getLogger(__name__)
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
@@ -120,12 +123,13 @@ def attributes(job: Job) -> Attributes:
     }
 
 
-def _sources(job: Job) -> Attributes:
+def _sources(job: Job, path: Path) -> Attributes:
     """The places of corpus and teacher. Later stages look there; a run that continues may find them elsewhere."""
+    corpus = dataclasses.asdict(job.corpus)
     return {
-        "corpus": dataclasses.asdict(job.corpus),
+        "corpus": corpus | {"root": kept(job.corpus.root, path)},
         "sources": list(job.manifest.sources),
-        "teacher_path": job.settings.teacher,
+        "teacher_path": kept(job.settings.teacher, path),
     }
 
 
@@ -134,7 +138,7 @@ def _open(path: Path, job: Job) -> ScoreStore:
     if path.exists():
         try:
             store = open_store(path, writable=True)
-            differing = differences(store.attributes, wanted, wanted)
+            differing = _differences(store, job, wanted)
         except StoreError as error:
             if not job.settings.overwrite or not is_store(path):
                 raise  # something that is not a score store is never replaced
@@ -143,12 +147,26 @@ def _open(path: Path, job: Job) -> ScoreStore:
             return store
         if not job.settings.overwrite:
             raise StoreError(f"{path} was made with other settings: {differing[0]}; use --overwrite or another --out")
-    return create_store(path, job.manifest, {**wanted, **_sources(job)})
+    return create_store(path, job.manifest, {**wanted, **_sources(job, path)})
+
+
+def _differences(store: ScoreStore, job: Job, wanted: Attributes) -> list[str]:
+    """Describe each setting of a store that differs from those of a job. A teacher is named by its file."""
+    held, names = store.attributes, list(wanted)
+    there, now = str(held.get("teacher")), wanted["teacher"]
+    if there == now:
+        return differences(held, wanted, names)
+    names.remove("teacher")
+    files = f"{store.teacher_path} (weights {there[:8]}) there and {job.settings.teacher} (weights {now[:8]}) now"
+    return [f"teacher is {files}", *differences(held, wanted, names)]
 
 
 def _score(job: Job, store: ScoreStore, timing: Timing, progress: Progress, engine: Engine) -> None:
     pending = store.pending_units()
     done = len(store) - sum(map(len, pending))
+    teacher, layers = job.scorer.teacher, len(job.scorer.layers)
+    where = f"{job.settings.teacher} ({teacher.spec.builder}), {layers} BatchNorm layers, on {teacher.device}"
+    logger.info("teacher: %s", where)
     progress(Step(done=done, total=len(store)))
 
     def advance(rows: int) -> None:

@@ -15,10 +15,11 @@ from torch import Tensor
 from pipeline.batchnorm.distances import distance, layer_distances, standard_scores
 from pipeline.batchnorm.embedding import Embedder
 from pipeline.batchnorm.layers import BatchNormLayer, choose_layers, find_layers
-from pipeline.batchnorm.moments import measure, record_bn_statistics
+from pipeline.batchnorm.moments import record_bn_statistics
 from pipeline.decoding import nvjpeg
 from pipeline.devices import Arriving, pick_device
 from pipeline.models.files import load_model
+from pipeline.models.hooks import forward_until_stopped
 from pipeline.models.segmenter import Segmenter
 from pipeline.models.soundness import warn_of_statistics
 from pipeline.settings import DistanceKind, Precision, ScoreSettings
@@ -56,7 +57,7 @@ class Scorer:
             record_bn_statistics(self.layers, stop_after_last=not self.entropy) as found,
             torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"),
         ):
-            logits = measure(self.teacher, images)
+            logits = forward_until_stopped(self.teacher, images)
         last = self.layers[-1]
         parts = layer_distances(found, self.layers, self.kind)
         columns = {

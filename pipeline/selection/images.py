@@ -40,7 +40,7 @@ class SelectedImages(Generic[ImageT]):
         """
         check_selection(store, selection)
         self.rows: Sequence[int] = [int(row) for row in selection.table["row"]]
-        corpus = moved(Corpus(**store.attributes["corpus"]), root)
+        corpus = moved(Corpus(**store.corpus), root)
         self._decode = decode
         self._keys = list(selection.table["key"])
         self._reader = ImageReader(corpus, store.manifest())

@@ -47,7 +47,13 @@ def select(settings: SelectSettings, progress: Progress = ignore) -> SelectResul
 
 
 def default_path(store: Path) -> Path:
-    """The path, beside the store, where the commands look for its selection."""
+    """The path, beside the store and under its name, where the commands look for its selection."""
+    store = store if store.name not in ("", "..") else store.resolve()
+    return store.with_name(f"{store.name}.selection.parquet")
+
+
+def earlier_path(store: Path) -> Path:
+    """The path of earlier versions, which the stores of a folder shared."""
     return store.parent / "selection.parquet"
 
 

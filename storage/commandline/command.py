@@ -1,7 +1,8 @@
 """Turns a settings dataclass into a command, and several commands into one. Only the ``cli`` modules import it.
 
 Each field gives an option ``--name`` with its help and its check. A value in the command's section of ``params.yaml``
-in the current folder replaces the default. The command line takes precedence over params.yaml.
+in the current folder replaces the default. The command line takes precedence over params.yaml. Values stay text until
+the settings convert them, so that a wrong one is described in our own words.
 """
 
 import dataclasses
@@ -10,7 +11,8 @@ import inspect
 import logging
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from typing import Annotated, Any, Generic, NoReturn, TypeVar
 
 import typer
@@ -18,11 +20,19 @@ from rich.console import Console
 from typer.core import TyperCommand
 
 from storage.commandline.declaration import Field, fields_of
-from storage.commandline.params import PARAMS_FILE, read_section, refuse_unknown
-from storage.commandline.values import METHOD, PANELS, one_of
+from storage.commandline.given import Given
+from storage.commandline.params import PARAMS_FILE
+from storage.commandline.values import METHOD, PANELS, one_of, refuse
 from storage.errors import DFSSError, SettingsError, Terminated
 
+logger = logging.getLogger(__name__)
 SettingsT = TypeVar("SettingsT")
+DISTRIBUTION = "dfss"
+"""The name under which pip knows us."""
+CTRL_C = 130
+"""The exit code after Ctrl-C."""
+SIGTERM = 143
+"""The exit code after SIGTERM."""
 HELP_NAMES = ["-h", "--help"]
 
 
@@ -51,64 +61,60 @@ class Command(Generic[SettingsT]):
             SystemExit: always, with the exit code.
         """
         show_logs()
-        with OneLine(name or self.name):
-            values = self._params()
-            fields = {field.name: field for field in fields_of(self.settings)}
-            # What is written as a list or a mapping never becomes text: a name may hold a comma.
-            accepted, spelled = dict[str, Any](), dict[str, Any]()
-            for name, value in values.items():
-                form = fields[name].form if name in fields else None
-                if form is not None and not isinstance(value, str):
-                    accepted[name] = fields[name].accept(value)
-                    spelled[name] = form.spell(accepted[name])
-            given = values | spelled
+        name = name or self.name
+        with OneLine(name):
+            others = {"method"} if self.methods else set[str]()
+            given = Given.read(self.settings, section=self.section, command=self.name, others=others)
             app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
             text = f"{self.help}\n\nExample: {self.example}"
             settings: dict[str, Any] = {"help_option_names": HELP_NAMES}
-            app.command(help=text, cls=Grouped, context_settings=settings)(self._callback(given, accepted))
-            app(args=argv, prog_name=name or self.name, default_map=given, standalone_mode=False)
+            app.command(help=text, cls=Grouped, context_settings=settings)(self._callback(given, name))
+            code = app(args=argv, prog_name=name, default_map=given.spelled, standalone_mode=False)
+            if code == CTRL_C:  # typer's answer to Ctrl-C while it reads the command line
+                raise Interrupted("nothing was done")
         raise SystemExit(0)
 
-    def _callback(self, given: Mapping[str, Any], accepted: Mapping[str, Any]) -> Callable[..., None]:
-        """Make the function that typer calls. ``given`` is params.yaml as text, ``accepted`` its lists and mappings."""
+    def _callback(self, given: Given, name: str) -> Callable[..., None]:
+        """Make the function that typer calls."""
         fields = fields_of(self.settings)
 
         def callback(context: typer.Context, **options: Any) -> None:
-            values = {
-                field.name: accepted[field.name]
-                if field.name in accepted and _source(context, field.name) == "DEFAULT_MAP"
-                else field.parse(options[field.name])
-                for field in fields
-            }
+            taken = _taken(context, given, fields)
+            with given.blamed([field.name for field in taken]):
+                values = {
+                    field.name: given.value(field) if field in taken else field.parse(options[field.name])
+                    for field in fields
+                }
+                settings = self.settings(**values)
+            if taken:
+                spelled = ", ".join(f"{field.name} {given.spelled[field.name]}" for field in taken)
+                logger.info("from %s: %s", PARAMS_FILE, spelled)
+            if sys.stderr.isatty():  # the imports of run take seconds; whatever is shown next replaces this line
+                sys.stderr.write("starting\r")
+                sys.stderr.flush()
             try:
-                self.run(self.settings(**values))
+                self.run(settings)
             except Terminated:
-                raise Interrupted(self.interrupted, by="terminated", exit_code=143) from None
+                raise Interrupted(self.interrupted, by="terminated", exit_code=SIGTERM) from None
             except KeyboardInterrupt:
                 raise Interrupted(self.interrupted) from None
 
-        parameters = [_parameter(field) for field in sorted(fields, key=_place)]
-        parameters += [_flag(name, action, text) for name, (action, text) in self.flags.items()]
+        parameters = [_parameter(field, given) for field in sorted(fields, key=_place)]
+        flags = {**self.flags, "version": (lambda: say(f"{name} {version(DISTRIBUTION)}"), "Show the version and exit")}
+        parameters += [_flag(name, action, text) for name, (action, text) in flags.items()]
         if self.methods:
-            parameters.append(_method(self.methods, given))
+            parameters.append(_method(self.methods, given.spelled))
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
         parameters.insert(0, inspect.Parameter("context", kind, annotation=typer.Context))
         callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         callback.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return callback
 
-    def _params(self) -> dict[str, Any]:
-        """The values in params.yaml, as YAML gives them."""
-        values = read_section(PARAMS_FILE, self.section)
-        names = {field.name for field in fields_of(self.settings)}
-        refuse_unknown(values, names | ({"method"} if self.methods else set()), section=self.section, command=self.name)
-        return values
-
 
 class Interrupted(DFSSError):
     """The user pressed Ctrl-C, or SIGTERM arrived; the message says what is kept."""
 
-    def __init__(self, kept: str, *, by: str = "interrupted", exit_code: int = 130) -> None:
+    def __init__(self, kept: str, *, by: str = "interrupted", exit_code: int = CTRL_C) -> None:
         super().__init__(f"{by}; {kept}")
         self.exit_code = exit_code
 
@@ -131,10 +137,8 @@ class OneLine:
             self._fail(str(error), 1)
         if wrong_words := getattr(error, "format_message", None):  # typer's message about the command line
             self._fail(f"{wrong_words().rstrip('.')}; see {self.name} --help", 2)
-        if type(error).__name__ == "OutOfMemoryError":  # torch's, which this module must not import
-            self._fail("the device ran out of memory; give a smaller --batch-size", 1)
-        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # torch's RuntimeError on a CPU
-            self._fail("the memory is full; give a smaller --batch-size", 1)
+        if _is_memory(error):
+            self._fail("the memory does not suffice; give a smaller --batch-size, or smaller sizes", 1)
         if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
             self._fail("interrupted", 130)
 
@@ -143,12 +147,30 @@ class OneLine:
         raise SystemExit(code) from None
 
 
+def _is_memory(error: BaseException | None) -> bool:
+    # The last two are torch's, for a GPU and for the processor; this module must not import torch.
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+    )
+
+
 def _with_flag(message: str, field: str) -> str:
     return re.sub(rf"\b{field}\b", f"--{field.replace('_', '-')}", message, count=1)
 
 
 class Grouped(TyperCommand):
-    """A command whose help shows its options panel by panel and never cuts them off."""
+    """A command whose help shows its options panel by panel and never cuts them off. It takes each option once."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the command line; refuse an option that is given twice and holds one value."""
+        _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        once = [parameter for parameter in given if not getattr(parameter, "multiple", False)]
+        if repeated := [parameter for parameter in once if once.count(parameter) > 1]:
+            ctx.fail(f"{repeated[0].opts[0]} is given twice, but takes one value")
+        rest: list[str] = super().parse_args(ctx, args)
+        return rest
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write a section for each panel."""
@@ -208,19 +230,39 @@ def _source(context: typer.Context, name: str) -> str:
     return source.name if source is not None else "DEFAULT"
 
 
-def _parameter(field: Field) -> inspect.Parameter:
-    default = inspect.Parameter.empty if field.required else field.default
-    kind = field.kind
-    if field.form is not None:
-        kind = list[str] if field.form.several else str
-        default = default if field.required or default is None else field.form.spell(default)
+def _taken(context: typer.Context, given: Given, fields: Sequence[Field]) -> list[Field]:
+    """The fields whose value is that of params.yaml: neither the command line nor a method gives another."""
+    defaults, by_name = context.default_map or {}, {field.name: field for field in fields}
+    return [
+        by_name[name]
+        for name, value in given.spelled.items()
+        if name in by_name and _source(context, name) == "DEFAULT_MAP" and defaults.get(name) is value
+    ]
+
+
+def _parameter(field: Field, given: Given) -> inspect.Parameter:
+    """An option of text, or a switch. It is required where neither the settings nor params.yaml have a value."""
+    default = field.default
+    if field.name in given.spelled:
+        default = None
+    elif field.required:
+        default = inspect.Parameter.empty
+    elif field.form is not None and default is not None:
+        default = field.form.spell(default)
+    elif default is not None and field.kind is not bool:
+        default = str(default)
+    kind: Any = field.kind
+    if kind is not bool:
+        kind = list[str] if field.form is not None and field.form.several else str
     option = typer.Option(
         help=field.help,
-        show_default=default is not None,
-        metavar=field.form.metavar if field.form else None,
+        show_default=f"{given.spelled[field.name]} from {PARAMS_FILE}"
+        if field.name in given.spelled
+        else default is not None,
+        metavar=field.metavar,
         rich_help_panel=field.panel.title,
     )
-    if field.optional:
+    if field.optional or default is None:
         kind = kind | None
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
@@ -239,8 +281,10 @@ def _flag(name: str, action: Callable[[], None], text: str) -> inspect.Parameter
 
 def _method(methods: Mapping[str, Mapping[str, Any]], given: Mapping[str, Any]) -> inspect.Parameter:
     def apply(context: typer.Context, value: str) -> str:
-        if value not in methods:
-            raise typer.BadParameter(f"{value!r} is not one of {', '.join(methods)}")
+        try:
+            one_of(value, list(methods))
+        except ValueError as error:
+            raise refuse("method", value, str(error)) from None
         typed = _source(context, "method") == "COMMANDLINE"
         context.default_map = {**given, **methods[value]} if typed else {**methods[value], **given}
         return value
@@ -250,7 +294,11 @@ def _method(methods: Mapping[str, Mapping[str, Any]], given: Mapping[str, Any]) 
         for name, values in methods.items()
     )
     option = typer.Option(
-        help=f"Stands for several options ({meaning})", callback=apply, is_eager=True, rich_help_panel=METHOD.title
+        help=f"Stands for several options ({meaning})",
+        metavar=f"<{'|'.join(methods)}>",
+        callback=apply,
+        is_eager=True,
+        rich_help_panel=METHOD.title,
     )
     default = next(iter(methods))
     return inspect.Parameter(

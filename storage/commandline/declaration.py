@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from storage.commandline.values import PLAIN, RUN, Form, Panel, Rule, one_of, refuse
+from storage.commandline.values import PLAIN, RUN, WRITTEN, Form, Panel, Rule, one_of, refuse
 from storage.errors import SettingsError
 
 
@@ -40,6 +40,15 @@ class Field:
     def choices(self) -> tuple[str, ...]:
         """The allowed values of a choice; empty for any other setting."""
         return get_args(self.kind) if get_origin(self.kind) is Literal else ()
+
+    @property
+    def metavar(self) -> str | None:
+        """What the help shows in place of a value; None for a switch."""
+        if self.form is not None:
+            return self.form.metavar
+        if self.choices:
+            return f"<{'|'.join(self.choices)}>"
+        return WRITTEN[self.kind][0] if self.kind is not bool else None
 
     def accept(self, value: Any) -> Any:
         """Convert a value from Python or YAML to the setting's own type.
@@ -71,10 +80,11 @@ class Field:
         Raises:
             SettingsError: the text is malformed.
         """
-        if self.form is None or text is None:
+        if text is None or self.choices or self.kind is bool:
             return text
+        parse = self.form.parse if self.form is not None else WRITTEN[self.kind][1]
         try:
-            return self.form.parse(text)
+            return parse(text)
         except SettingsError:
             raise
         except (ValueError, TypeError) as error:

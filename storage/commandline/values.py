@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 from storage.errors import SettingsError
+from storage.files.places import is_url
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -81,6 +82,7 @@ def at_most(most: float) -> Rule:
 
 
 # A pair of numbers is written 360x480, 360,480 or 360 480; 512 means 512x512.
+LONGEST_SIDE = 2**16
 _SIZE = re.compile(r"\s*(\d+)(?:\s*[x, ]\s*(\d+))?\s*")
 
 
@@ -98,6 +100,8 @@ def _accept_size(value: Any) -> tuple[int, int]:
     height, width = (_whole(number) for number in value)
     if min(height, width) < 1:
         raise ValueError("is not HEIGHTxWIDTH in pixels, such as 360x480")
+    if max(height, width) > LONGEST_SIDE:
+        raise ValueError(f"is more than {LONGEST_SIDE} pixels a side")
     return height, width
 
 
@@ -188,14 +192,24 @@ def _accept_files(value: Any) -> dict[str, str]:
         return _parse_files([_text(path) for path in value])
     if not isinstance(value, Mapping) or not value:
         raise ValueError("must name at least one file")
-    return {str(name): _text(path) for name, path in value.items()}
+    files = {str(name): _text(path) for name, path in value.items()}
+    for path in files.values():
+        if not LOCAL.holds(path):
+            raise ValueError(f"must be local: {LOCAL.demand}")
+    return files
 
 
 def _spell_files(files: Mapping[str, str]) -> list[str]:
     return [path if name == path else f"{name}={path}" for name, path in files.items()]
 
 
-Count = Annotated[int, at_least(1)]
+LOCAL = Rule(lambda value: not is_url(value), "only --corpus and --root can be URLs yet: give a local path")
+FILE = Rule(lambda value: value != "-", "give the name of a file, because nothing is written to standard output")
+Local = Annotated[str, LOCAL, FILE]
+"""A local file or folder."""
+Count = Annotated[int, at_least(1), at_most(2**31 - 1)]
+BatchSize = Annotated[int, at_least(1), at_most(2**16)]
+"""Number of images that are worked on together."""
 Amount = Annotated[float, at_least(0)]
 Whole = Annotated[int, at_least(0)]
 Seed = Annotated[int, at_least(0), at_most(2**63 - 1)]
@@ -249,6 +263,28 @@ PLAIN: Mapping[Any, Callable[[Any], Any]] = {int: _whole, float: _finite, bool: 
 """Types that need no form, with the function that accepts a value of each."""
 
 
+def _parse_whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError("must be a whole number") from None
+
+
+def _parse_number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError("must be a number") from None
+
+
+WRITTEN: Mapping[Any, tuple[str, Callable[[str], Any]]] = {
+    int: ("INTEGER", _parse_whole),
+    float: ("NUMBER", _parse_number),
+    str: ("TEXT", str),
+}
+"""The written form of plain types: the metavar, and the function that converts the text of a command line."""
+
+
 def one_of(value: Any, choices: Sequence[str]) -> Any:
     """Return the value if it is one of the choices.
 
@@ -257,7 +293,7 @@ def one_of(value: Any, choices: Sequence[str]) -> Any:
     """
     if value in choices:
         return value
-    guess = difflib.get_close_matches(str(value), choices, n=1)
+    guess = difflib.get_close_matches(str(value).lower(), choices, n=1)
     meant = f"did you mean {guess[0]!r}? " if guess else ""
     raise ValueError(f"is not one of {', '.join(choices)}" + (f"; {meant.strip()}" if meant else ""))
 

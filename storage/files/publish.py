@@ -15,8 +15,8 @@ from storage.errors import SettingsError
 def publish(path: Path) -> Iterator[Path]:
     """Yield a sibling path to write to; on success it becomes ``path``, on failure it is removed.
 
-    The body may create one file or one folder. The siblings' names are fixed, so that the next process removes what a
-    killed one left behind.
+    The body may create one file or one folder. A file gets the permissions of any new file (the umask), whatever made
+    it. The siblings' names are fixed, so that the next process removes what a killed one left behind.
 
     Raises:
         SettingsError: ``path`` is a folder such as ``.`` that cannot be replaced.
@@ -27,7 +27,12 @@ def publish(path: Path) -> Iterator[Path]:
     partial, old = path.with_name(f"{path.name}.partial"), path.with_name(f"{path.name}.old.partial")
     remove(partial)
     try:
+        partial.touch()  # the umask can be read only by making a file, or by changing it for all threads
+        permissions = partial.stat().st_mode & 0o777
+        partial.unlink()
         yield partial
+        if partial.is_file():
+            partial.chmod(permissions)
         if partial.is_dir() and path.exists():
             # A folder cannot be renamed onto one that is not empty, and a half-deleted one must never look complete.
             remove(old)

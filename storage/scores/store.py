@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from storage.errors import StoreError
 from storage.files.publish import publish, remove
 from storage.manifest import Manifest
+from storage.scores.places import found
 from storage.scores.schema import (
     COLUMNS,
     INNER_CHUNK,
@@ -52,6 +53,17 @@ class ScoreStore:
     def attributes(self) -> Attributes:
         """The settings that the scores depend on, and whether the scores are complete."""
         return dict(self.group.attrs)
+
+    @property
+    def corpus(self) -> Attributes:
+        """The fields of the corpus; its root is a path from the working folder."""
+        corpus: Attributes = dict(self.attributes["corpus"])
+        return corpus | {"root": found(str(corpus["root"]), self.path)}
+
+    @property
+    def teacher_path(self) -> str:
+        """The teacher's model file, as a path from the working folder, or the name of official weights."""
+        return found(str(self.attributes["teacher_path"]), self.path)
 
     @property
     def complete(self) -> bool:

@@ -60,7 +60,7 @@ def test_an_answer_is_what_the_teacher_says_of_the_picture_in_its_own_light(mixu
         for number in range(3):
             picture = distillation.pictures.draw_fixed(place, number)
             pixels = torch.from_numpy(distillation.pictures.pixels(picture).copy()).permute(2, 0, 1)[None]
-            answer = distillation.answers([(place, number)])[LOGITS]
+            answer = distillation.answers([(place, number)])[LOGITS].float()
             enlarged = distillation.guide.enlargement.enlarge(answer, (HEIGHT, WIDTH))
             assert float(answer.mean()) == pytest.approx(0, abs=1e-3)  # an offset of all logits means nothing
             wanted = truth(distillation, pixels)

@@ -245,7 +245,7 @@ def test_the_feature_loss_compares_the_inputs_at_the_kept_channels(
     wanted = (terms * weights).sum() / weights.sum()
     assert losses[0] - losses[1] == pytest.approx(wanted, rel=2e-2 if "views" in changes else 1e-4)
     if "views" in changes and "adapters" not in changes:  # what is answered once are the kept channels alone
-        shapes = with_term.objective.guide.shapes()
+        shapes = with_term.objective.guide.shapes
         assert {name: shapes[name][0] for name in layers} == {name: len(kept[name]["out"]) for name in layers}
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import NAMES, tiny_model, tiny_spec
 from PIL import Image
-from stages import Stopped, stop_at
+from stages import Stopped, score_folder, stop_at
 
 from distill.answers import Guide
 from distill.distillation import distill, find_selection
@@ -116,6 +116,65 @@ def test_the_selection_beside_the_store_is_used_and_never_silently_exchanged(sto
             find_selection(settings(budget=budget), store)
 
 
+def test_two_stores_in_one_folder_have_a_selection_each(
+    store: ScoreStore, image_folder: Path, teacher_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    other = score_folder(image_folder, teacher_file, out="other.zarr", distance="paper")
+    for shards, budget in (("scores.zarr", 9), ("other.zarr", 4)):
+        select(SelectSettings(shards=shards, budget=budget))
+    assert len(find_selection(settings(budget=None), store)) == 9
+    assert "selection: 9 of 23 images of scores.zarr by ads, from scores.zarr.selection.parquet" in caplog.messages
+    assert len(find_selection(settings(shards="other.zarr", budget=None), other)) == 4
+
+
+def test_an_earlier_versions_selection_is_used_for_its_own_store_alone(
+    store: ScoreStore, image_folder: Path, teacher_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = score_folder(image_folder, teacher_file, out="other.zarr", distance="paper")
+    select(SelectSettings(budget=9, out="selection.parquet"))
+    caplog.set_level("INFO")
+    caplog.clear()
+    assert len(find_selection(settings(budget=None), store)) == 9
+    assert caplog.messages == ["selection: 9 of 23 images of scores.zarr by ads, from selection.parquet"]
+    caplog.clear()
+    assert len(find_selection(settings(shards="other.zarr", budget=None), other)) == 2
+    passed_over, made = caplog.messages
+    assert passed_over.startswith("selection.parquet is passed over: the selection was made from other scores")
+    assert made == "selection: 2 of 23 images of other.zarr by ads, made now with budget 0.1"
+
+
+def test_a_selection_that_is_made_now_follows_the_settings_for_it(store: ScoreStore) -> None:
+    choosing = SelectSettings(strategy="random", budget=0.5, seed=3)
+    found = find_selection(settings(budget=None), store, choosing)
+    pd.testing.assert_frame_equal(found.table, make_selection(store, choosing).table)
+    assert len(find_selection(settings(budget=5), store, choosing)) == 5
+
+
+def test_a_run_says_what_it_works_with(store: ScoreStore, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    caplog.clear()
+    distill(settings(steps=2))
+    teacher, selection, student, *_ = caplog.messages
+    assert teacher == f"teacher: {store.teacher_path} (tiny_models:tiny), on cpu"
+    assert selection == "selection: 23 of 23 images of scores.zarr by ads, made now with budget 1.0"
+    assert student.startswith("the student inherits")
+
+
+def test_a_store_with_relative_paths_is_used_from_another_folder(
+    image_folder: Path, teacher_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("deep").mkdir()
+    score_folder(Path("images"), "teacher.safetensors", out="deep/scores.zarr")
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    distill(settings(shards="../deep/scores.zarr", steps=2))
+    teacher_file.rename(teacher_file.with_name("moved.safetensors"))
+    with pytest.raises(ModelError, match=r"scores.zarr was scored with this teacher: give its place now as --teacher"):
+        distill(settings(shards="../deep/scores.zarr", steps=2, out="again"))
+    distill(settings(shards="../deep/scores.zarr", steps=2, out="again", teacher="../moved.safetensors"))
+
+
 def test_a_budget_of_a_share_is_one_of_the_images_that_were_scored(store: ScoreStore) -> None:
     written = select(SelectSettings(strategy="random", budget=0.9, seed=5)).selection
     assert len(written) == 21  # of 23
@@ -158,7 +217,7 @@ def test_a_selection_of_other_scores_is_refused_by_name_and_passed_over_beside_t
     score(run_again)
     other = open_complete(store.path)
     with pytest.raises(SelectionError, match="made from other scores"):
-        find_selection(settings(selection="selection.parquet"), other)
+        find_selection(settings(selection="scores.zarr.selection.parquet"), other)
     assert find_selection(settings(budget=None), other).about["strategy"] == "ads"
 
 

@@ -219,9 +219,7 @@ def test_the_seconds_of_a_run_are_those_of_all_its_parts(monkeypatch: pytest.Mon
         run_training(network(), Slow(), told, progress=stop_at(6))
     now[0] += 500
     run_training(network(), Slow(), dataclasses.replace(told, resume=True))
-    assert (
-        json.loads(Path("trained/metrics.json").read_text())["seconds"] == 20.0
-    )  # of 20.04
+    assert json.loads(Path("trained/metrics.json").read_text())["seconds"] == 20.0  # of 20.04
 
 
 def test_checkpoints_are_kept_at_their_interval_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:

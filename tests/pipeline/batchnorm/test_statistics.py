@@ -17,11 +17,11 @@ from pipeline.batchnorm.layers import BatchNormLayer, choose_layers, dead_channe
 from pipeline.batchnorm.moments import (
     FusedMoments,
     LayerStatistics,
-    measure,
     record_bn_statistics,
     shifted_moments,
     statistics_of,
 )
+from pipeline.models.hooks import forward_until_stopped
 from pipeline.models.segmenter import ModelSpec, Segmenter, build_model
 from storage.errors import ModelError
 
@@ -69,7 +69,7 @@ def measured(teacher: Segmenter, images: torch.Tensor, kind: str, batch_size: in
     with torch.inference_mode():
         for batch in images.split(batch_size):
             with record_bn_statistics(chosen, stop_after_last=True) as statistics:
-                measure(teacher, batch)
+                forward_until_stopped(teacher, batch)
             results.append(layer_distances(statistics, chosen, kind))  # type: ignore[arg-type]
     return torch.cat(results)
 
@@ -305,7 +305,7 @@ def test_statistics_are_float32_whatever_the_forward_computes_in() -> None:
         torch.autocast("cpu", torch.bfloat16),
         record_bn_statistics(layers, stop_after_last=True) as statistics,
     ):
-        measure(teacher, torch.rand(2, 3, 24, 32))
+        forward_until_stopped(teacher, torch.rand(2, 3, 24, 32))
     assert {value.mean_NC.dtype for value in statistics.values()} == {torch.float32}
 
 
@@ -317,7 +317,7 @@ def test_the_forward_ends_at_the_last_monitored_layer() -> None:
     layers = choose_layers(find_layers(teacher), ("body.1",))
     ran.clear()
     with record_bn_statistics(layers, stop_after_last=True) as statistics:
-        assert measure(teacher, torch.rand(1, 3, 24, 32)) is None
+        assert forward_until_stopped(teacher, torch.rand(1, 3, 24, 32)) is None
     assert ran == ["stem.0", "body.0"]
     assert list(statistics) == ["body.1"]
 

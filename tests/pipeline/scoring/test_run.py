@@ -57,6 +57,17 @@ def tree(path: Path) -> dict[str, bytes]:
     return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
 
+def test_a_run_says_which_teacher_it_asks_and_where(
+    image_folder: Path, teacher_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    said = f"teacher: {teacher_file} (tiny_models:tiny), 3 BatchNorm layers, on cpu"
+    for expected in ([said], []):  # the second run finds nothing to do
+        score(settings(image_folder, teacher_file))
+        assert [message for message in caplog.messages if message.startswith("teacher")] == expected
+        caplog.clear()
+
+
 def test_every_image_gets_a_row_and_the_summary_counts_them(image_folder: Path, teacher_file: Path) -> None:
     result = score(settings(image_folder, teacher_file))
     store = open_complete(result.path)
@@ -168,7 +179,9 @@ def test_other_settings_are_refused_by_name_and_replaced_when_told(
 def test_another_teacher_or_changed_images_are_noticed(image_folder: Path, teacher_file: Path, tmp_path: Path) -> None:
     score(settings(image_folder, teacher_file))
     save_model(tiny_model(seed=1), tmp_path / "other.safetensors")
-    with pytest.raises(StoreError, match="teacher is .* there and .* now"):
+    with pytest.raises(
+        StoreError, match=r"teacher is .*teacher.safetensors \(weights \w{8}\) there and .* \(weights \w{8}\) now"
+    ):
         score(settings(image_folder, tmp_path / "other.safetensors"))
     shutil.copy(image_folder / "000.png", image_folder / "new.png")
     with pytest.raises(StoreError, match="images is 23 there and 24 now"):

@@ -17,7 +17,7 @@ from stages import score_folder, select_images
 
 from pipeline.models.builders import TRUSTED_BUILDERS
 from pipeline.scoring.run import score
-from pipeline.selection.select import check_selection, first, make_selection, select
+from pipeline.selection.select import check_selection, default_path, first, make_selection, select
 from pipeline.selection.strategies import ads_order
 from pipeline.selection.weights import distance_weights
 from pipeline.settings import ScoreSettings, SelectSettings
@@ -304,6 +304,21 @@ def test_a_selection_is_of_every_setting_of_its_scores_and_not_of_where_things_l
         else:
             with pytest.raises(SelectionError, match="made from other scores"):
                 check_selection(copy, selection)
+
+
+@pytest.mark.parametrize(
+    ("shards", "expected"), [("scores.zarr", "scores.zarr"), ("deep/a.zarr", "deep/a.zarr"), ("a", "a")]
+)
+def test_a_store_has_a_selection_of_its_own_beside_it(shards: str, expected: str) -> None:
+    assert default_path(Path(shards)) == Path(f"{expected}.selection.parquet")
+
+
+def test_the_store_may_be_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.zarr" / "c").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a.zarr")
+    assert default_path(Path()) == tmp_path / "a.zarr.selection.parquet"
+    monkeypatch.chdir("c")
+    assert default_path(Path("..")) == tmp_path / "a.zarr.selection.parquet"
 
 
 def test_making_a_selection_reports_its_images(store: ScoreStore) -> None:

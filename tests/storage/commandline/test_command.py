@@ -2,8 +2,11 @@
 
 import dataclasses
 import logging
+import signal
+import subprocess
 import sys
 import types
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,8 +15,9 @@ from conftest import Call
 
 from storage.commandline.command import Command, run_one_of, show_logs
 from storage.commandline.declaration import Checked
+from storage.commandline.given import settings_in_params
 from storage.commandline.progress import shown
-from storage.commandline.values import DATA, METHOD, Arguments, Budget, Count, NamedFiles, Names, Size
+from storage.commandline.values import DATA, METHOD, Arguments, Budget, Count, Local, NamedFiles, Names, Size
 from storage.errors import SettingsError, StoreError, Terminated
 from storage.progress import Step
 
@@ -29,12 +33,20 @@ class Settings(Checked):
     files: Annotated[NamedFiles, "Which files"] = dataclasses.field(default_factory=lambda: {"x": "x"})
     more: Annotated[Arguments, "What else"] = dataclasses.field(default_factory=dict)
     names: Annotated[Names, "Which names"] = ("a",)
+    rate: Annotated[float, "How fast"] = 0.5
+    where: Annotated[Local | None, "Which file"] = None
 
 
 def command(seen: list[Settings]) -> Command[Settings]:
     def run(settings: Settings) -> None:
         if settings.store == "broken":
             raise StoreError("no scores in broken;\n run dfss-score")
+        if settings.store == "large":
+            raise MemoryError
+        if settings.store == "larger":
+            raise RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:115] err == 0. DefaultCPUAllocator: can't allocate memory"
+            )
         if settings.store == "full":
             raise OSError(28, "No space left on device")
         seen.append(settings)
@@ -43,15 +55,19 @@ def command(seen: list[Settings]) -> Command[Settings]:
             raise KeyboardInterrupt
         if settings.store == "evicted":
             raise Terminated
-        if settings.store == "huge":
-            raise MemoryError
-        if settings.store == "huge tensor":  # as torch says it
-            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes")
 
-    methods = {"ours": {}, "paper": {"count": 7, "kind": "b"}}
-    example = "tool --store x"
+    def hesitate() -> None:
+        raise KeyboardInterrupt
+
     return Command(
-        name="tool", settings=Settings, section="tool", run=run, help="Does it.", example=example, methods=methods
+        name="tool",
+        settings=Settings,
+        section="tool",
+        run=run,
+        help="Does it.",
+        example="tool --store x",
+        flags={"hesitate": (hesitate, "Press Ctrl-C while the command line is read")},
+        methods={"ours": {}, "paper": {"count": 7, "kind": "b"}},
     )
 
 
@@ -70,9 +86,44 @@ def test_params_yaml_stands_in_for_defaults_and_the_command_line_wins(call: Call
     assert seen == [Settings(store="y", count=8, quiet=True)]
 
 
+def test_what_params_yaml_decides_is_said_and_nothing_else_is(
+    call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "params.yaml").write_text("dfss: {tool: {store: y, count: 7, size: [6, 7]}}\n")
+    assert call(command([]), "--count", "8") == 0
+    assert capsys.readouterr().err == "from params.yaml: store y, size 6x7\n"
+    assert call(command([]), "--store", "x", "--count", "8", "--size", "1") == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_value_that_params_yaml_supplies_is_no_longer_required(
+    call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(command([]), "--help") == 0
+    assert "[required]" in capsys.readouterr().out
+    (tmp_path / "params.yaml").write_text("dfss: {tool: {store: y, rate: 0.25}}\n")
+    assert call(command([]), "--help") == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "[required]" not in printed
+    assert "y from params.yaml" in printed
+    assert "0.25 from params.yaml" in printed
+
+
+def test_another_commands_section_gives_its_settings(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("dfss: {tool: {store: y, count: 7, size: [6, 7], most: 0.5, quiet: true}}\n")
+    found = settings_in_params(Settings, section="tool", command="tool", store="x", rate=2.0)
+    assert found == Settings(store="x", count=7, size=(6, 7), most=0.5, quiet=True, rate=2.0)
+    (tmp_path / "params.yaml").write_text("dfss: {tool: {store: y, count: 0}}\n")
+    with pytest.raises(SettingsError, match=r"count is 0; .* \(from dfss.tool.count of params.yaml\)"):
+        settings_in_params(Settings, section="tool", command="tool")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("dfss: {tool: {count: 0}}", "--count is 0; give 1 or more (from dfss.tool.count of params.yaml)"),
+        ("dfss: {tool: {kind: c}}", "--kind 'c' is not one of a, b (from dfss.tool.kind of params.yaml)"),
+        ("dfss: {tool: {size: [1]}}", "(from dfss.tool.size of params.yaml)"),
         ("dfss:\n  tool:\n    cuont: 7\n", "dfss.tool.cuont is not a setting of tool"),
         ("dfss:\n  tool: [1]\n", "must map settings to values"),
         ("tool: {", "not valid YAML"),
@@ -94,10 +145,11 @@ def test_a_wrong_params_file_is_one_line(
         (["--store", "x", "--count", "0"], 2, "--count is 0; give 1 or more"),
         (["--store", "broken"], 1, "no scores in broken; run dfss-score"),
         (["--store", "full"], 1, "No space left on device"),
+        (["--store", "large"], 1, "the memory does not suffice"),
+        (["--store", "larger"], 1, "the memory does not suffice"),
         (["--store", "impatient"], 130, "interrupted; what was finished is kept"),
         (["--store", "evicted"], 143, "terminated; what was finished is kept"),
-        (["--store", "huge"], 1, "the memory is full; give a smaller --batch-size"),
-        (["--store", "huge tensor"], 1, "the memory is full; give a smaller --batch-size"),
+        (["--hesitate"], 130, "interrupted; nothing was done"),
     ],
 )
 def test_errors_are_one_line_and_an_exit_code(
@@ -110,7 +162,7 @@ def test_errors_are_one_line_and_an_exit_code(
     assert printed.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [[], ["--store", "x", "--count", "many"], ["--store", "x", "--kind", "c"]])
+@pytest.mark.parametrize("arguments", [[], ["--store", "x", "--nonsense"], ["--store", "x", "--store", "y"]])
 def test_wrong_usage_is_one_line_and_exits_with_2(
     arguments: list[str], call: Call, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -129,6 +181,10 @@ def test_wrong_usage_is_one_line_and_exits_with_2(
         ("--most", "20", "20", "most", 20),
         ("--most", "10%", "0.1", "most", 0.1),
         ("--files", "a=b.txt", "{a: b.txt}", "files", {"a": "b.txt"}),
+        ("--files", "a=b.txt", "a=b.txt", "files", {"a": "b.txt"}),
+        ("--files", "b.txt", "b.txt", "files", {"b.txt": "b.txt"}),
+        ("--rate", "1e-3", "1e-3", "rate", 0.001),
+        ("--rate", "2", "2", "rate", 2.0),
         ("--more", '{"depth": [1, 2]}', "{depth: [1, 2]}", "more", {"depth": [1, 2]}),
     ],
 )
@@ -160,11 +216,25 @@ def test_a_list_in_yaml_is_never_taken_apart_as_text(call: Call) -> None:
     [
         ("--size", "big", "--size 'big' is not HEIGHTxWIDTH in pixels, such as 360x480"),
         ("--size", "0x4", "--size '0x4' is not HEIGHTxWIDTH in pixels"),
+        ("--size", "4x65537", "--size '4x65537' is more than 65536 pixels a side"),
+        ("--count", "9" * 30, "; give 2147483647 or less"),
         ("--most", "lots", "--most 'lots' is neither a count (20000) nor a fraction (0.1 or 10%)"),
         ("--most", "0", "--most '0' must be a count of at least 1, or a fraction above 0 and at most 1"),
         ("--most", "nan", "--most 'nan' must be a count"),
         ("--more", "[1]", "--more '[1]' must be a mapping"),
         ("--more", "{", "--more '{' is not JSON"),
+        ("--count", "many", "--count 'many' must be a whole number"),
+        ("--count", "2.5", "--count '2.5' must be a whole number"),
+        ("--rate", "fast", "--rate 'fast' must be a number"),
+        ("--rate", "nan", "--rate nan must be a finite number"),
+        ("--kind", "B", "--kind 'B' is not one of a, b; did you mean 'b'?"),
+        (
+            "--where",
+            "s3://bucket/x",
+            "--where is s3://bucket/x; only --corpus and --root can be URLs yet: give a local",
+        ),
+        ("--where", "-", "--where is -; give the name of a file"),
+        ("--files", "x=gs://bucket/x", "--files 'x=gs://bucket/x' must be local"),
     ],
 )
 def test_a_malformed_value_is_named_with_what_was_expected(
@@ -247,6 +317,40 @@ def test_a_method_stands_for_several_settings_and_what_is_given_besides_wins(
     seen: list[Settings] = []
     assert call(command(seen), "--store", "x", *arguments.split()) == 0
     assert (seen[0].count, seen[0].kind) == expected
+
+
+def test_a_terminal_shows_at_once_that_something_happens_and_a_file_does_not(
+    call: Call, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert call(command([]), "--store", "x") == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert call(command([]), "--store", "x") == 0
+    assert capsys.readouterr().err == "starting\r"
+
+
+@pytest.mark.parametrize("module", ["typer", "yaml", "rich.console", "pipeline.settings"])
+def test_ctrl_c_during_the_imports_of_a_command_is_one_line(module: str) -> None:
+    script = f"""
+import sys
+class Impatient:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Impatient())
+sys.argv = ["/somewhere/dfss-score"]
+import pipeline.cli
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[3]
+    )
+    assert ended.returncode == -signal.SIGINT
+    assert ended.stderr == "dfss-score: error: interrupted; nothing was done\n"
+
+
+def test_every_command_tells_its_version(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(command([]), "--version") == 0
+    assert capsys.readouterr().out == f"tool {version('dfss')}\n"
 
 
 def test_an_unknown_method_is_refused(call: Call, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,19 @@ def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["a.txt"]
 
 
+@pytest.mark.parametrize(("umask", "permissions"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_a_file_has_the_permissions_of_the_umask_whatever_made_it(umask: int, permissions: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        for library, mode in (("strict", 0o600), ("careless", 0o666)):
+            with publish(tmp_path / library) as partial:
+                partial.write_text("x")
+                partial.chmod(mode)
+            assert (tmp_path / library).stat().st_mode & 0o777 == permissions
+    finally:
+        os.umask(before)
+
+
 def test_a_failure_keeps_the_old_one_and_leaves_nothing_behind(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
