@@ -151,6 +151,7 @@ def synthesize(*, progress: Progress = ignore, **settings: Any) -> "SynthesisRes
     Raises:
         ModelError: the teacher is missing, or has no BatchNorm.
         SettingsError: the folder already exists, or the selection is too small.
+        DivergedError: the loss is not finite; nothing is written.
     """
     from pipeline.synthesis import synthesize as run
 
@@ -169,6 +170,7 @@ def distill(*, progress: Progress = ignore, **settings: Any) -> "DistillResult":
         StoreError: the scores are missing or not complete.
         SelectionError: the selection cannot be used.
         ModelError: teacher or student cannot be built, or differ in their classes.
+        DivergedError: a loss or a weight is no longer finite; nothing is published.
     """
     from distill.distillation import distill as run
 
@@ -186,6 +188,7 @@ def train(*, progress: Progress = ignore, **settings: Any) -> "TrainResult":
     Raises:
         DataError: the data is malformed, or has no class names.
         ModelError: the network cannot be built.
+        DivergedError: a loss or a weight is no longer finite; nothing is published.
     """
     from distill.supervised import train as run
 

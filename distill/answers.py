@@ -31,8 +31,8 @@ from pipeline.models.segmenter import Segmenter
 from pipeline.settings import Precision
 from storage.answers import ANSWERS_VERSION, AnswerStore, Bits, Kept, MapShape, open_answers, size_of
 from storage.errors import ModelError, SettingsError
+from storage.files.claim import exclusive, sweep
 from storage.progress import Progress, Step
-from storage.scores.claim import exclusive, sweep
 
 LOGITS = "logits"
 BATCH = 16

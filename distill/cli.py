@@ -14,6 +14,8 @@ from storage.commandline.command import Command, say
 from storage.commandline.given import settings_in_params
 from storage.commandline.progress import shown
 
+KEPT = "the steps that were taken are kept; --resume goes on from there"
+
 
 def _train(settings: TrainSettings) -> None:
     from distill.supervised import train
@@ -44,20 +46,24 @@ def _evaluate(settings: EvalSettings) -> None:
     results = evaluate_models(settings).evaluations
     table = Table(title=f"{settings.data}: {next(iter(results.values())).images} images")
     table.add_column("model", overflow="fold")
-    for name in ("mIoU", "pixel accuracy"):
+    for name in ("mIoU", "of labelled classes", "pixel accuracy"):
         table.add_column(name, justify="right")
     for name, result in results.items():
-        table.add_row(escape(name), f"{result.miou:.3f}", f"{result.pixel_accuracy:.3f}")
+        table.add_row(escape(name), *(f"{figure:.3f}" for figure in result.curves.values()))
     Console().print(table)
     classes = Table(title="IoU by class (-: the class is neither labelled nor predicted)")
     classes.add_column("class")
     for name in results:
         classes.add_column(escape(name), justify="right", overflow="fold")
-    # Classes are matched by position, because models may name the same classes differently.
     for position, label in enumerate(next(iter(results.values())).iou):
-        values = [list(result.iou.values())[position] for result in results.values()]
+        values = [_of_class(result.iou, label, position) for result in results.values()]
         classes.add_row(escape(label), *("-" if value != value else f"{value:.3f}" for value in values))
     Console().print(classes)
+
+
+def _of_class(iou: dict[str, float], label: str, position: int) -> float:
+    """The IoU of a class by its name, or by its position, because models may name the same classes differently."""
+    return iou[label] if label in iou else list(iou.values())[position]
 
 
 train = Command(
@@ -68,6 +74,7 @@ train = Command(
     run=_train,
     help="Train a model on labelled images: a teacher to try DFSS with, or a reference student.",
     example="dfss-train --data camvid/train --val camvid/val --builder Unet/resnet18 --out runs/teacher",
+    interrupted=KEPT,
 )
 distill = Command(
     name="dfss-distill",
@@ -81,6 +88,7 @@ distill = Command(
     example="dfss-distill --shards scores.zarr --student lraspp_mobilenet_v3_large",
     methods=DISTILL_METHODS,
     belongs={"student_arguments": "student"},
+    interrupted=KEPT,
 )
 evaluate = Command(
     name="dfss-eval",

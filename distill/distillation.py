@@ -17,10 +17,10 @@ from torch import nn
 
 from distill.adapters import Adapter, make_adapters
 from distill.answers import GIB, Guide, Question, ask, checked_size
-from distill.evaluation import Evaluation
+from distill.evaluation import Figures
 from distill.hardness import Hardness
 from distill.inheritance import Inheritance, Inherited, inherit
-from distill.labelled import LabelledFolder, check_labels, open_labelled
+from distill.labelled import LabelledFolder, check_labels, fit_classes, open_labelled
 from distill.objective import Distillation
 from distill.pictures import Pictures
 from distill.reconstruction import IMAGES, reconstruct
@@ -40,7 +40,7 @@ from pipeline.selection.select import check_selection, default_path, earlier_pat
 from pipeline.selection.weights import distance_weights
 from pipeline.settings import SelectSettings
 from storage.answers import Bits, size_of
-from storage.errors import ModelError, SelectionError
+from storage.errors import DivergedError, ModelError, SelectionError
 from storage.progress import Progress, ignore
 from storage.scores.schema import SCORED
 from storage.scores.store import ScoreStore, open_complete
@@ -57,7 +57,7 @@ class DistillResult:
 
     path: Path
     """The model file of the student."""
-    evaluation: Evaluation | None
+    evaluation: Figures | None
     """Figures of the last step, against labels or against the teacher on held-out images; None without either."""
     selection: Selection
     """The images that the student was trained on."""
@@ -73,7 +73,8 @@ def distill(
     ``choosing`` says how a selection is made where none is given and none lies beside the store; by default by ADS.
 
     Raises:
-        StoreError: the scores are missing or not complete.
+        StoreError: the scores are missing or not complete, or another process is writing the run.
+        DivergedError: the run diverged.
         SelectionError, SettingsError: the selection cannot be used, or the budget is above it.
         ModelError: teacher or student cannot be built, or differ in their classes.
         CorpusError: the images are no longer where they were scored.
@@ -82,8 +83,10 @@ def distill(
     val = open_labelled(settings.val) if settings.val else None
     device = pick_device(settings.device)
     teacher = _teacher(settings, store).to(device).requires_grad_(False)
+    probe(teacher)
     if val is not None:
-        check_labels(val, teacher.spec.num_classes, model="the teacher")
+        val = fit_classes(val, teacher.spec.class_names, model="the teacher")
+        check_labels(val, teacher.spec.class_names)
     student = make_student(settings, teacher).to(device)
     probe(student)
     if settings.inherit:
@@ -101,7 +104,7 @@ def distill(
     held_out = [] if val is not None else hold_out(len(selection))
     height, width = teacher.spec.image_size
     decode = Covering(height=math.ceil(height / settings.min_scale), width=math.ceil(width / settings.min_scale))
-    with SelectedImages(store, selection, decode=decode, root=settings.root) as images:
+    with folder.alone(), SelectedImages(store, selection, decode=decode, root=settings.root) as images:
         objective = _objective(settings, teacher, images, selection, held_out, val, inheritance, adapters)
         about = {
             "teacher": fingerprint(teacher),
@@ -130,7 +133,11 @@ def distill(
             companions=nn.ModuleList(adapter.convolution for adapter in adapters),
             kept={"hardness": objective.hardness} if objective.hardness is not None else {},
         )
-        evaluation = training.run(progress)
+        try:
+            evaluation = training.run(progress)
+        except DivergedError as error:
+            objective.check_teacher(error.step)
+            raise
     return DistillResult(path=folder.model, evaluation=evaluation, selection=selection, inherited=inheritance.counts)
 
 

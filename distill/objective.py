@@ -15,7 +15,7 @@ from torch import Tensor
 
 from distill.adapters import Adapter
 from distill.answers import LOGITS, Answers, Guide, KeptAnswers, to_device
-from distill.evaluation import Evaluation, agreement, evaluate, to_tensor
+from distill.evaluation import Figures, agree, evaluate, to_tensor
 from distill.hardness import Hardness, hard_slots
 from distill.inheritance import Inheritance, feature_distance, recorded, standardised
 from distill.labelled import LabelledFolder
@@ -27,6 +27,7 @@ from distill.training.processes import Processes, WeightedSum, here
 from distill.views import View, crop_image, light_images, whole_view
 from distill.weighting import WeightSchedule
 from pipeline.models.segmenter import Segmenter
+from storage.errors import ModelError
 
 HARD_DRAW = 20260419
 """Ends the seed of a step's draw from the hardest images."""
@@ -139,13 +140,32 @@ class Distillation:
             losses = losses + settings.adapters * feature_distance(own, wanted)
         return WeightedSum.of(losses, batch.weights_N.to(model.device))
 
-    def evaluate(self, model: Segmenter) -> Evaluation | None:
+    def check_teacher(self, step: int) -> None:
+        """Tell whether a step's loss was not finite because the teacher's answers were not.
+
+        Answers that are kept were checked when the teacher gave them.
+
+        Raises:
+            ModelError: its answers are not finite.
+        """
+        if self.answers is not None or self.hardness is not None:  # the hardest images of the step may be forgotten
+            return
+        batch = self.batch(step, range(self.settings.batch_size))
+        answers = self.guide(light_images(batch.images_N3HW.to(self.guide.teacher.device), batch.views))
+        for name, values in answers.items():
+            if not values.isfinite().all():
+                raise ModelError(
+                    f"the teacher's {name} are not finite on the images of step {step + 1}; use --precision float32, "
+                    "or check its weights and its normalisation"
+                )
+
+    def evaluate(self, model: Segmenter) -> Figures | None:
         """Evaluate the student on the labelled images if there are any, else against the teacher on held-out images."""
         if self.val is not None:
             return evaluate(model, self.val, batch_size=self.settings.batch_size)
         if not self.held_out:
             return None
-        return agreement(model, self.guide.teacher, self._held_out_batches())
+        return agree(model, self.guide.teacher, self._held_out_batches())
 
     def _held_out_batches(self) -> Iterator[Tensor]:
         size = self.settings.batch_size

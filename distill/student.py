@@ -10,6 +10,7 @@ import torch
 from distill.cutting import asked_width, cut_channels
 from distill.settings import DistillSettings
 from pipeline.models.builders import resolve_builder
+from pipeline.models.class_names import order_of
 from pipeline.models.files import IN_RUNS, load_model
 from pipeline.models.hooks import adapt
 from pipeline.models.narrowing import composed
@@ -49,6 +50,11 @@ def make_student(settings: DistillSettings, teacher: Segmenter) -> Segmenter:
         raise ModelError(
             f"{settings.student} has {student.spec.num_classes} classes, but the teacher {teacher.spec.num_classes}; "
             "give a network name, or a student with the same classes"
+        )
+    if order_of(student.spec.class_names, teacher.spec.class_names, whose=settings.student, model="the teacher"):
+        raise ModelError(
+            f"{settings.student} has the teacher's classes in another order; give a network name, or a student of "
+            "this teacher"
         )
     return student
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from distill.evaluation import Evaluation, evaluate, to_tensor
-from distill.labelled import LabelledFolder, check_labels, open_labelled
+from distill.evaluation import Evaluation, Figures, evaluate, to_tensor
+from distill.labelled import LabelledFolder, check_labels, fit_classes, open_labelled
 from distill.sampling import epoch_slice
 from distill.settings import TrainSettings
 from distill.training.loop import Training
@@ -81,7 +81,7 @@ class TrainResult:
 
     path: Path
     """The model file."""
-    evaluation: Evaluation | None
+    evaluation: Figures | None
     """Figures of the last step on the validation folder; None without such a folder."""
 
 
@@ -92,15 +92,19 @@ def train(settings: TrainSettings, progress: Progress = ignore) -> TrainResult:
         DataError: the data is malformed, or has no class names.
         ModelError: the network cannot be built.
         SettingsError: the run folder holds another run.
+        StoreError: another process is writing the run.
+        DivergedError: the run diverged.
     """
     data = open_labelled(settings.data)
     val = open_labelled(settings.val) if settings.val else None
     names = settings.class_names or find_class_names(settings.data)
     if names is None:
         raise DataError(f"{settings.data} and its parent have no classes.txt; give --class-names")
-    for labelled in (data, val):
-        if labelled is not None:
-            check_labels(labelled, len(names), model="the model")
+    data = fit_classes(data, names, model="the model")
+    check_labels(data, names, training=True)
+    if val is not None:
+        val = fit_classes(val, names, model="the model")
+        check_labels(val, names)
     height, width = settings.image_size
     torch.manual_seed(settings.seed)
     spec = ModelSpec(
@@ -113,8 +117,9 @@ def train(settings: TrainSettings, progress: Progress = ignore) -> TrainResult:
     model = build_model(spec, pretrained_backbone=settings.pretrained_backbone).to(pick_device(settings.device))
     adapt(model)
     folder = RunFolder(Path(settings.out), "model.safetensors")
-    folder.claim(settings, {"data_fingerprint": data.fingerprint})
     views = ViewSettings(height=height, width=width, min_scale=settings.min_scale, jitter=settings.jitter)
     objective = Supervised(data=data, val=val, views=views, settings=settings)
     training = Training(model=model, objective=objective, settings=settings, folder=folder)
-    return TrainResult(path=folder.model, evaluation=training.run(progress))
+    with folder.alone():
+        folder.claim(settings, {"data_fingerprint": data.fingerprint})
+        return TrainResult(path=folder.model, evaluation=training.run(progress))

@@ -46,7 +46,7 @@ from pipeline.models.segmenter import Segmenter
 from pipeline.selection.images import SelectedImages
 from pipeline.selection.select import first
 from pipeline.settings import SynthesisSettings
-from storage.errors import SettingsError
+from storage.errors import DivergedError, SettingsError
 from storage.files.publish import publish
 from storage.progress import Progress, Step, ignore
 from storage.scores.store import open_complete
@@ -94,6 +94,7 @@ def synthesize(settings: SynthesisSettings, progress: Progress = ignore) -> Synt
     """Make a folder of PNG files and ``cost.json``, atomically.
 
     Raises:
+        DivergedError: the loss is not finite; nothing is written.
         ModelError: the teacher is missing, or has no BatchNorm.
         SettingsError: the folder already exists, the selection is too small, or no such device exists.
         SelectionError, StoreError, CorpusError: the photographs to begin with cannot be found.
@@ -167,6 +168,12 @@ class Synthesis:
                 for _ in range(settings.steps):
                     loss = self._step(images, optimizer, rng)
                     done += 1
+                    if not math.isfinite(loss):
+                        raise DivergedError(
+                            f"the loss of step {done} of {total} is not finite; give a lower --lr (it was "
+                            f"{settings.lr:g}), or check the teacher; nothing is written",
+                            step=done - 1,
+                        )
                     progress(Step(done=done, total=total, note=f"loss {loss:.3f}"))
                 nearest, distances = self._keep_nearer(begun, _pixels(images.detach()))
                 measured.append(distances)

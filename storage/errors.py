@@ -47,5 +47,18 @@ class SelectionError(DFSSError, ValueError):
     """A selection file is missing, malformed, or belongs to other scores."""
 
 
+class DivergedError(DFSSError, ArithmeticError):
+    """A training run came to values that are not finite. Nothing of it is published."""
+
+    def __init__(self, message: str, *, step: int) -> None:
+        """Make the error. ``step`` is the first step with such a value, counted from 0."""
+        super().__init__(message)
+        self.step = step
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived, as a batch system sends it before it kills a job."""
+
+
 class DataError(DFSSError, ValueError):
     """Labelled data for training or evaluation is missing or does not fit the model."""

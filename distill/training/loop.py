@@ -5,6 +5,7 @@ weights as an uninterrupted one.
 """
 
 import dataclasses
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -16,14 +17,16 @@ from typing import Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from distill.evaluation import Evaluation
+from distill.evaluation import Figures, read_figures
 from distill.settings import OptimisationSettings
-from distill.training.curves import curve_log
+from distill.training.curves import Log, curve_log
+from distill.training.interruption import Interruptions
 from distill.training.processes import Processes, WeightedSum, here
 from distill.training.run_folder import RunFolder
 from distill.training.schedule import learning_rate, raise_momentum
 from pipeline.models.segmenter import Segmenter
-from storage.errors import SettingsError
+from pipeline.models.soundness import check_tensors
+from storage.errors import DivergedError, ModelError, SettingsError
 from storage.progress import Progress, Step
 
 LOG_EVERY = 10
@@ -43,7 +46,7 @@ class Objective(Protocol[BatchT]):
         """The weighted loss of a batch at ``progress`` in [0, 1], before the division by its weights."""
         ...
 
-    def evaluate(self, model: Segmenter) -> Evaluation | None:
+    def evaluate(self, model: Segmenter) -> Figures | None:
         """Figures on held-out data; None without such data."""
         ...
 
@@ -66,19 +69,20 @@ class Training(Generic[BatchT]):
     """Figures of the run that are known before it begins; its metrics.json holds them too."""
     processes: Processes = dataclasses.field(default_factory=here)
 
-    def run(self, progress: Progress) -> Evaluation | None:
+    def run(self, progress: Progress) -> Figures | None:
         """Train from the last checkpoint (or the start) to the end, publish the model, and return its figures.
 
-        A finished run is not changed.
+        A finished run is not changed. Ctrl-C and SIGTERM leave a checkpoint of the last step.
 
         Raises:
+            DivergedError: a loss or a weight is not finite; nothing is published, and the last checkpoint is kept.
             SettingsError: a batch of one image is too small for BatchNorm.
         """
         settings = self.settings
         if (metrics := self.folder.finished()) is not None:
             progress(Step(done=settings.steps, total=settings.steps))
             try:
-                return Evaluation.from_json(metrics)
+                return read_figures(metrics)
             except (KeyError, TypeError, AttributeError) as error:
                 raise SettingsError(
                     f"{self.folder.metrics} is not what a run writes; --overwrite starts afresh"
@@ -108,28 +112,76 @@ class Training(Generic[BatchT]):
 
     def _train(
         self, optimizer: torch.optim.Optimizer, start: int, clock: "Clock", progress: Progress
-    ) -> Evaluation | None:
+    ) -> Figures | None:
         """Take the steps from ``start`` on; return the figures of the last step."""
-        settings = self.settings
+        settings, folder = self.settings, self.folder
         make = partial(self.objective.batch, slots=self.processes.slots(settings.batch_size))
+        losses = Losses(start)
         loss, evaluation = "", None
-        with curve_log(self.folder.curves, step=start) as log, closing(ahead(make, start, settings.steps)) as batches:
-            for step, batch in batches:
-                loss_tensor = self._step(optimizer, batch, step)
-                done = step + 1
-                last = done == settings.steps
-                if done % LOG_EVERY == 0 or last:
-                    log(done, {"loss": float(loss_tensor), "lr": optimizer.param_groups[0]["lr"]})
-                    loss = f"loss {float(loss_tensor):.3f}"
-                if done % settings.checkpoint_every == 0 or last:
-                    self.folder.save_checkpoint(done, self._state, optimizer, seconds=clock.seconds)
-                if settings.validates(done):
-                    evaluation = self.objective.evaluate(self.model)
-                    if evaluation is not None:
-                        log(done, {"miou": evaluation.miou, "pixel_accuracy": evaluation.pixel_accuracy})
-                figures = f"mIoU {evaluation.miou:.3f}" if evaluation else ""
-                progress(Step(done=done, total=settings.steps, note=", ".join(filter(None, (loss, figures)))))
-        return self.objective.evaluate(self.model) if start == settings.steps else evaluation
+        with (
+            curve_log(folder.curves, step=start) as log,
+            closing(ahead(make, start, settings.steps)) as batches,
+            Interruptions() as interruptions,
+        ):
+            try:
+                if start and settings.validates(start):  # it may have been stopped before or in this evaluation
+                    evaluation = self._evaluate(start, log)
+                for step, batch in batches:
+                    with interruptions.held():
+                        losses.add(self._step(optimizer, batch, step))
+                        done = losses.done
+                        last = done == settings.steps
+                        if done % LOG_EVERY == 0 or last:
+                            self._check_losses(losses)
+                            log(done, {"loss": losses.latest, "lr": optimizer.param_groups[0]["lr"]})
+                            loss = f"loss {losses.latest:.3f}"
+                    if done % settings.checkpoint_every == 0 or last:
+                        self._check_all(losses)
+                        folder.save_checkpoint(done, self._state, optimizer, seconds=clock.seconds)
+                    if settings.validates(done):
+                        self._check_all(losses)
+                        evaluation = self._evaluate(done, log)
+                    note = ", ".join(filter(None, (loss, evaluation.note if evaluation else "")))
+                    progress(Step(done=done, total=settings.steps, note=note))
+            except KeyboardInterrupt:
+                if losses.done > start:
+                    self._check_all(losses)
+                    folder.save_checkpoint(losses.done, self._state, optimizer, seconds=clock.seconds)
+                raise
+        return evaluation
+
+    def _evaluate(self, done: int, log: Log) -> Figures | None:
+        evaluation = self.objective.evaluate(self.model)
+        if evaluation is not None:
+            log(done, evaluation.curves)
+        return evaluation
+
+    def _check_losses(self, losses: "Losses") -> None:
+        """Raise DivergedError if a loss since the last check is not finite."""
+        step = losses.first_unsound()
+        if step is not None:
+            raise self._diverged(f"the loss of step {step + 1} of {self.settings.steps} is not finite", step)
+
+    def _check_all(self, losses: "Losses") -> None:
+        """Raise DivergedError if a loss since the last check, or a weight, is not finite."""
+        self._check_losses(losses)
+        try:
+            for module in (self.model.network, self.companions):
+                check_tensors(module.state_dict(), origin=f"after step {losses.done} of {self.settings.steps}")
+        except ModelError as error:
+            what = str(error).partition(";")[0]
+            raise self._diverged(what, losses.done - 1) from error
+
+    def _diverged(self, what: str, step: int) -> DivergedError:
+        settings = self.settings
+        lower = [f"a lower --lr (it was {settings.lr:g})", f"--clip ({settings.clip:g}; try 1)"]
+        lower += ["--precision float32"] if settings.precision != "float32" else []
+        kept = f"; {self.folder.checkpoint} of an earlier step is kept" if self.folder.checkpoint.exists() else ""
+        return DivergedError(
+            f"{what}: the run diverged, and nothing is published; start again with --overwrite and "
+            f"{' or '.join(lower)}{kept}",
+            step=step,
+        )
 
     def _step(self, optimizer: torch.optim.Optimizer, batch: BatchT, step: int) -> Tensor:
         settings = self.settings
@@ -156,6 +208,32 @@ class Training(Generic[BatchT]):
             nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], settings.clip)
         optimizer.step()
         return loss.detach()
+
+
+class Losses:
+    """The losses of the last steps. They stay on their device until somebody looks."""
+
+    def __init__(self, start: int) -> None:
+        self.done = start
+        """The number of steps that are taken."""
+        self._unseen: list[Tensor] = []
+        self.latest = math.nan
+        """The loss of the last step when it was looked at."""
+
+    def add(self, loss: Tensor) -> None:
+        """Note the loss of the next step, a scalar."""
+        self._unseen.append(loss)
+        self.done += 1
+
+    def first_unsound(self) -> int | None:
+        """The first step, counted from 0, whose loss is not finite; None if all are finite that were added since."""
+        if not self._unseen:
+            return None
+        losses = torch.stack(self._unseen).tolist()
+        first = self.done - len(losses)
+        self._unseen.clear()
+        self.latest = losses[-1]
+        return next((first + place for place, loss in enumerate(losses) if not math.isfinite(loss)), None)
 
 
 class Clock:

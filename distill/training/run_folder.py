@@ -6,6 +6,7 @@ Checkpoints hold tensors and plain values and are read with ``weights_only``, so
 import dataclasses
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -19,6 +20,7 @@ from pipeline.models.files import save_model
 from pipeline.models.segmenter import Segmenter
 from storage.differences import differences
 from storage.errors import SettingsError
+from storage.files.claim import exclusive
 from storage.files.publish import publish, remove, write_json
 
 FREE_SETTINGS = {
@@ -68,6 +70,14 @@ class RunFolder:
         """The file of the images that a student was distilled on."""
         return self.path / "selection.parquet"
 
+    def alone(self) -> AbstractContextManager[None]:
+        """Hold the folder, so that no second run writes into it.
+
+        Raises:
+            StoreError: another process holds it.
+        """
+        return exclusive(self.path if self.path.name else self.path.absolute())
+
     def claim(self, settings: OptimisationSettings, about: Mapping[str, Any]) -> None:
         """Prepare the folder for a run with these settings. ``about`` holds everything else that the model depends on.
 
@@ -88,12 +98,20 @@ class RunFolder:
             if differing and not overwrite:
                 raise SettingsError(
                     f"{self.path} has a run with other settings: {'; '.join(differing)}; replace it with --overwrite"
+                    + (self._on_more_steps() if any(one.startswith("steps is ") for one in differing) else "")
                 )
             if differing or not resume or (overwrite and self.metrics.exists()):
                 self._clear()
         elif others := [name for name in self._names() if (self.path / name).exists()]:
             raise SettingsError(f"{self.path} holds {others[0]} but no run; give another --out")
         write_json(self.settings, wanted)
+
+    def _on_more_steps(self) -> str:
+        """The way to train further, where the number of steps may not change: the learning rate follows it."""
+        if self.model_name != "student.safetensors":
+            return ""
+        after = "" if self.model.exists() else " once it is finished"
+        return f", or train its student further{after}: --student {self.model} with another --out"
 
     def _differences(self, wanted: Mapping[str, Any]) -> list[str]:
         try:

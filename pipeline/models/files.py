@@ -15,6 +15,7 @@ from pipeline.models.builders import Unused, segmentation_names
 from pipeline.models.checkpoints import COUNTERS
 from pipeline.models.official import official_weights
 from pipeline.models.segmenter import METADATA_KEY, ModelSpec, Segmenter, build_model
+from pipeline.models.soundness import check_tensors
 from storage.errors import ModelError
 from storage.files.publish import publish
 
@@ -23,7 +24,12 @@ IN_RUNS = ("student.safetensors", "model.safetensors")
 
 
 def save_model(model: Segmenter, path: Path) -> None:
-    """Write weights and description to one file, atomically. The same weights give the same bytes."""
+    """Write weights and description to one file, atomically. The same weights give the same bytes.
+
+    Raises:
+        ModelError: a weight is not finite, or a running variance is negative; nothing is written.
+    """
+    check_tensors(model.network.state_dict(), origin=f"{path} is not written")
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.network.state_dict().items()}
     with publish(path) as partial:
         save_file(tensors, partial, metadata={METADATA_KEY: model.spec.to_json(_unused(model.network))})
@@ -121,7 +127,7 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, origin: s
     training, a criterion.
 
     Raises:
-        ModelError: names or shapes differ in any other way.
+        ModelError: names or shapes differ in any other way, a weight is not finite, or a running variance is negative.
     """
     wanted = network.state_dict()
     parts = {name for name, _ in network.named_children()} | {name for name in wanted if "." not in name}
@@ -146,7 +152,9 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, origin: s
         raise ModelError(
             f"{origin} does not fit the network: {'; '.join(problems)}; check builder, arguments and classes"
         )
-    network.load_state_dict({name: tensor for name, tensor in weights.items() if name in wanted}, strict=False)
+    own = {name: tensor for name, tensor in weights.items() if name in wanted}
+    check_tensors(own, origin=origin)
+    network.load_state_dict(own, strict=False)
     return [name for name in foreign if not name.startswith(unused) and not name.endswith(COUNTERS)]
 
 

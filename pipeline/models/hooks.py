@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.models.builders import told
 from pipeline.models.segmenter import Segmenter
+from pipeline.models.soundness import check_logits
 from storage.errors import ModelError
 
 
@@ -84,14 +85,14 @@ def probe(teacher: Segmenter, size: tuple[int, int] | None = None) -> None:
     """Run one grey image through a model, to see whether it works at a size, by default that of its description.
 
     Raises:
-        ModelError: the network refuses the size, or its output does not match its description.
+        ModelError: the network refuses the size, or its output does not match its description or is not finite.
     """
     height, width = size or teacher.spec.image_size
     image = torch.full((1, 3, height, width), 0.5, device=teacher.device)
     training = teacher.training
     try:
         with torch.inference_mode():
-            teacher.eval()(image)
+            check_logits(teacher.eval()(image), origin=teacher.spec.builder)
     except ModelError:
         raise
     except Exception as error:  # a foreign network may raise anything

@@ -17,6 +17,7 @@ from pipeline.models.files import few, load_weights, save_model
 from pipeline.models.hooks import adapt, on_outputs
 from pipeline.models.merging import Members, arrange
 from pipeline.models.segmenter import KEYS, ModelSpec, Segmenter, build_model, default_output, maps_in
+from pipeline.models.soundness import warn_of_statistics
 from pipeline.settings import ImportSettings
 from storage.errors import ModelError, SettingsError
 from storage.progress import Progress, Step, ignore
@@ -47,6 +48,7 @@ def import_weights(settings: ImportSettings, progress: Progress = ignore) -> Mod
     _load(model, settings, source, found)
     adapt(model, grey=settings.channels is None)
     _tell(model)
+    warn_of_statistics(model.network, origin=settings.weights)
     save_model(model, out)
     progress(Step(done=1, total=1))
     return model.spec

@@ -86,6 +86,8 @@ class ModelSpec:
             raise ModelError(f"image size {self.image_size} is not height x width in pixels; see --image-size")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ModelError(f"mean {self.mean} and std {self.std} must be 3 numbers each, std above 0")
+        if not all(map(math.isfinite, (*self.mean, *self.std))):
+            raise ModelError(f"mean {self.mean} and std {self.std} must be finite; see --mean and --std")
         if not isinstance(self.kept, Mapping) or not all(isinstance(sides, Mapping) for sides in self.kept.values()):
             raise ModelError("kept channels must be lists by module and side: {MODULE: {in: [...], out: [...]}}")
         if self.channels not in CHANNELS:

@@ -23,10 +23,11 @@ from pipeline.scoring.worker import Job, Timing
 from pipeline.settings import ScoreSettings
 from storage.differences import differences
 from storage.errors import StoreError
+from storage.files.claim import exclusive, sweep
 from storage.index import build_index
 from storage.manifest import GONE
 from storage.progress import Progress, Step, ignore
-from storage.scores.claim import exclusive, sweep
+from storage.scores.equality import warn_of_equal_distances
 from storage.scores.places import kept
 from storage.scores.schema import COLUMNS, REJECTED, SCHEMA_VERSION, SCORED, SCORING_VERSION, UNREADABLE, Attributes
 from storage.scores.store import ScoreStore, create_store, is_store, open_store
@@ -215,6 +216,7 @@ def _summarise(store: ScoreStore, timing: Timing, *, already_complete: bool) -> 
     """Count the statuses and describe the distances of a complete store."""
     status = store.status()
     distances = store.column("distance")[status == SCORED]
+    warn_of_equal_distances(distances, where=store.path)
     keys = store.column("key")
     errors = list(store.errors().items())[:3]
     return ScoreResult(

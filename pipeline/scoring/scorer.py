@@ -21,6 +21,7 @@ from pipeline.devices import Arriving, pick_device
 from pipeline.models.files import load_model
 from pipeline.models.hooks import forward_until_stopped
 from pipeline.models.segmenter import Segmenter
+from pipeline.models.soundness import warn_of_statistics
 from pipeline.settings import DistanceKind, Precision, ScoreSettings
 from storage.errors import SettingsError
 
@@ -86,8 +87,10 @@ def make_scorer(settings: ScoreSettings) -> Scorer:
             "decoder nvjpeg needs a torchvision that decodes images; install an older one, or give --decoder cpu",
             field="decoder",
         )
+    teacher = load_model(settings.teacher).to(device)
+    warn_of_statistics(teacher.network, origin=settings.teacher)
     return scorer_for(
-        load_model(settings.teacher).to(device),
+        teacher,
         layers=settings.layers,
         kind=settings.distance,
         embedding_size=settings.embedding_size,

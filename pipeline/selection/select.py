@@ -17,6 +17,7 @@ from pipeline.selection.weights import distance_weights
 from pipeline.settings import SelectSettings
 from storage.errors import SelectionError, SettingsError
 from storage.progress import Progress, Step, ignore
+from storage.scores.equality import warn_of_equal_distances
 from storage.scores.schema import SCORED
 from storage.scores.store import ScoreStore, open_complete
 from storage.selection import Selection, write_selection
@@ -69,6 +70,7 @@ def make_selection(store: ScoreStore, settings: SelectSettings) -> Selection:
         raise SelectionError(f"no image of {store.path} could be scored, so none can be selected; score another corpus")
     count = image_count(settings.budget, len(rows)) if settings.strategy != "all" else len(rows)
     distance, cell = store.column("distance")[rows], store.column("diversity/cell")[rows]
+    warn_of_equal_distances(distance, where=store.path)
     order = STRATEGIES[settings.strategy](store, rows, settings)[:count]
     table = pd.DataFrame(
         {

@@ -23,7 +23,7 @@ from storage.commandline.declaration import Field, fields_of
 from storage.commandline.given import Given
 from storage.commandline.params import PARAMS_FILE
 from storage.commandline.values import METHOD, PANELS, one_of, refuse
-from storage.errors import DFSSError, SettingsError
+from storage.errors import DFSSError, SettingsError, Terminated
 
 logger = logging.getLogger(__name__)
 SettingsT = TypeVar("SettingsT")
@@ -31,6 +31,8 @@ DISTRIBUTION = "dfss"
 """The name under which pip knows us."""
 CTRL_C = 130
 """The exit code after Ctrl-C."""
+SIGTERM = 143
+"""The exit code after SIGTERM."""
 HELP_NAMES = ["-h", "--help"]
 
 
@@ -95,6 +97,8 @@ class Command(Generic[SettingsT]):
                 sys.stderr.flush()
             try:
                 self.run(settings)
+            except Terminated:
+                raise Interrupted(self.interrupted, by="terminated", exit_code=SIGTERM) from None
             except KeyboardInterrupt:
                 raise Interrupted(self.interrupted) from None
 
@@ -117,12 +121,11 @@ class Command(Generic[SettingsT]):
 
 
 class Interrupted(DFSSError):
-    """The user pressed Ctrl-C; the message says what is kept."""
+    """The user pressed Ctrl-C, or SIGTERM arrived; the message says what is kept."""
 
-    exit_code = 130
-
-    def __init__(self, kept: str) -> None:
-        super().__init__(f"interrupted; {kept}")
+    def __init__(self, kept: str, *, by: str = "interrupted", exit_code: int = CTRL_C) -> None:
+        super().__init__(f"{by}; {kept}")
+        self.exit_code = exit_code
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

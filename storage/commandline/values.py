@@ -146,7 +146,7 @@ def _accept_arguments(value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         raise ValueError('must be a mapping from names to values, such as {"width": 64}')
     try:
-        json.dumps(dict(value))  # a model file keeps them so
+        json.dumps(dict(value), allow_nan=False)  # a model file keeps them so, as JSON that others read
     except (TypeError, ValueError) as error:
         raise ValueError(f"cannot be kept in a model file: {error}") from None
     return dict(value)

@@ -1,7 +1,9 @@
 """Stage two from a store to a student, and runs that are interrupted."""
 
 import json
+import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ from conftest import NAMES, tiny_model, tiny_spec
 from PIL import Image
 from stages import Stopped, score_folder, stop_at
 
+from distill.answers import Guide
 from distill.distillation import distill, find_selection
+from distill.evaluation import Agreement
 from distill.objective import Distillation
 from distill.sampling import hold_out
 from distill.settings import DistillSettings, TrainSettings
@@ -399,3 +403,32 @@ def test_images_are_cached_no_larger_than_the_crops_need(store: ScoreStore) -> N
         assert images[0].size == (28, 20)  # 56 x 40, halved: covers 20 x 20
     with SelectedImages(store, selection, decode=Covering(height=400, width=400)) as images:
         assert images[0].size == (56, 40)
+
+
+def test_agreement_with_the_teacher_is_called_so_and_never_miou(store: ScoreStore) -> None:
+    notes: list[str] = []
+    found = distill(settings(), lambda step: notes.append(step.note)).evaluation
+    assert isinstance(found, Agreement)
+    metrics = json.loads(Path("run/metrics.json").read_text())
+    assert metrics["against"] == "teacher"
+    assert metrics["agreement"] == pytest.approx(found.agreement)
+    agreement = pd.read_csv("run/curves/plots/metrics/agreement.tsv", sep="\t")
+    assert list(agreement["step"]) == [6, 12]
+    assert notes[-1].endswith(f"agreement with the teacher {found.agreement:.3f}")
+    written = [path for path in Path("run").rglob("*") if path.suffix in (".json", ".tsv")]
+    assert not [path for path in written if "miou" in (path.name + path.read_text()).lower()]
+    assert distill(settings(resume=True)).evaluation == found
+
+
+def test_a_teacher_whose_answers_are_not_finite_is_named_and_not_the_learning_rate(
+    store: ScoreStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain: Callable[..., Any] = Guide.__call__
+
+    def overflowing(self: Guide, images: torch.Tensor) -> Any:
+        return {name: values * math.inf for name, values in plain(self, images).items()}
+
+    monkeypatch.setattr(Guide, "__call__", overflowing)
+    with pytest.raises(ModelError, match="the teacher's logits are not finite on the images of step 1"):
+        distill(settings(views=0))
+    assert not Path("run/student.safetensors").exists()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,13 @@ from PIL import Image
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from distill.evaluation import Evaluation, agreement, evaluate, evaluate_models, summarise
-from distill.labelled import check_classes, check_labels, open_labelled
+from distill.evaluation import Agreement, Evaluation, agree, evaluate, evaluate_models, predict, read_figures, summarise
+from distill.labelled import check_labels, fit_classes, open_labelled
 from distill.settings import EvalSettings
 from pipeline.models.files import load_model, save_model
 from pipeline.models.segmenter import Segmenter
 from storage.commandline.declaration import fields_of
-from storage.errors import DataError, SettingsError
+from storage.errors import DataError, ModelError, SettingsError
 
 
 def test_iou_is_counted_as_by_hand_and_an_absent_class_is_left_out() -> None:
@@ -58,8 +59,8 @@ def test_evaluation_leaves_the_model_in_the_mode_it_had(teacher: Segmenter, labe
 
 def test_a_student_agrees_with_itself_wholly_and_with_another_less(teacher: Segmenter) -> None:
     images = [torch.randint(0, 256, (3, 3, 24, 32), dtype=torch.uint8)]
-    assert agreement(teacher, teacher, images).pixel_accuracy == 1
-    assert agreement(tiny_model(seed=5), teacher, images).pixel_accuracy < 1
+    assert agree(teacher, teacher, images).pixel_agreement == 1
+    assert agree(tiny_model(seed=5), teacher, images).pixel_agreement < 1
 
 
 def test_several_models_are_evaluated_by_name_and_written_as_json(
@@ -79,7 +80,9 @@ def test_one_models_json_is_its_figures(teacher_file: Path, labelled_folder: Pat
         EvalSettings(model=[teacher_file], data=str(labelled_folder), json=str(tmp_path / "e.json"))  # type: ignore[arg-type]
     )
     assert result.evaluation.images == 6
-    assert set(json.loads((tmp_path / "e.json").read_text())) == {"miou", "pixel_accuracy", "iou", "images"}
+    assert set(json.loads((tmp_path / "e.json").read_text())) == {
+        *("against", "miou", "miou_labelled", "pixel_accuracy", "iou", "images", "only_predicted"),
+    }
 
 
 def test_models_that_name_their_classes_differently_share_a_table(
@@ -119,7 +122,7 @@ def test_another_class_count_than_the_datas_is_refused(labelled_folder: Path, tm
     save_model(tiny_model(spec=tiny_spec(classes=("a", "b"))), tmp_path / "two.safetensors")
     model = load_model(tmp_path / "two.safetensors")
     with pytest.raises(DataError, match="two has 2 classes, but .* has 3"):
-        check_classes(open_labelled(labelled_folder), model.spec.num_classes, model="two")
+        fit_classes(open_labelled(labelled_folder), model.spec.class_names, model="two")
 
 
 @pytest.mark.parametrize("harm", ["no labels", "no partner", "empty", "not an image", "colour label", "other size"])
@@ -139,5 +142,64 @@ def test_labelled_data_that_cannot_be_used_says_why(harm: str, teacher: Segmente
     with pytest.raises(DataError) as caught:
         evaluate(teacher, open_labelled(labelled_folder))
     with pytest.raises(DataError):
-        check_labels(open_labelled(labelled_folder), 3, model="the teacher")
+        check_labels(open_labelled(labelled_folder), NAMES)
     assert str(labelled_folder) in str(caught.value)
+
+
+@pytest.mark.parametrize("classes", [3, 7])
+def test_the_predicted_class_does_not_depend_on_how_many_are_enlarged_at_once(
+    classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = torch.randn(classes, 5, 6, generator=torch.Generator().manual_seed(0)).round(decimals=1)
+    whole = F.interpolate(logits[None], size=(11, 13), mode="bilinear", align_corners=False)[0]
+    for at_once in (1, 11 * 13 * 2, 2**25):
+        monkeypatch.setattr("distill.evaluation.AT_ONCE", at_once)
+        predicted = predict(logits, (11, 13))
+        assert predicted.shape == (11, 13)
+        torch.testing.assert_close(whole.gather(0, predicted[None])[0], whole.max(dim=0).values, rtol=0, atol=1e-6)
+
+
+def test_memory_of_a_prediction_does_not_grow_with_the_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    largest, plain = [], F.interpolate
+
+    def watched(values: torch.Tensor, **named: Any) -> torch.Tensor:
+        enlarged: torch.Tensor = plain(values, **named)
+        largest.append(enlarged.numel())
+        return enlarged
+
+    monkeypatch.setattr("distill.evaluation.AT_ONCE", 64 * 64 * 4)
+    monkeypatch.setattr(F, "interpolate", watched)
+    predict(torch.randn(150, 8, 8), (64, 64))
+    assert max(largest) == 64 * 64 * 4
+    assert sum(largest) == 64 * 64 * 150
+
+
+def test_logits_that_are_not_finite_give_no_figure(teacher: Segmenter, labelled_folder: Path) -> None:
+    with torch.no_grad():
+        teacher.network.head.bias[1] = np.nan  # type: ignore[union-attr, index, operator]
+    with pytest.raises(ModelError, match="the logits of the model are not finite"):
+        evaluate(teacher, open_labelled(labelled_folder))
+    images = [torch.zeros(1, 3, 24, 32, dtype=torch.uint8)]
+    with pytest.raises(ModelError, match="the logits of the teacher are not finite"):
+        agree(tiny_model(), teacher, images)
+    with pytest.raises(ModelError, match="the logits of the student are not finite"):
+        agree(teacher, tiny_model(), images)
+
+
+def test_the_figures_of_a_run_are_read_back_as_what_they_were() -> None:
+    evaluation = summarise(torch.tensor([[3, 1, 0], [2, 4, 1], [0, 0, 0]]), NAMES, images=2)
+    assert evaluation.only_predicted == ("car",)
+    agreement = Agreement(agreement=0.5, pixel_agreement=0.75, by_class={"sky": 0.5, "car": math.nan}, images=3)
+    for figures in (evaluation, agreement):
+        assert read_figures({"steps": 3, **json.loads(json.dumps(figures.to_json()))}) == figures
+    assert read_figures({"steps": 3}) is None
+    older = {name: value for name, value in evaluation.to_json().items() if name in ("miou", "pixel_accuracy", "iou")}
+    read = read_figures({**older, "images": 2})
+    assert isinstance(read, Evaluation)
+    assert (read.miou, math.isnan(read.miou_labelled)) == (evaluation.miou, True)
+    assert not any("miou" in name for name in agreement.to_json())
+
+
+def test_two_classes_of_one_name_keep_a_figure_each() -> None:
+    found = summarise(torch.diag(torch.tensor([1, 2, 3])), ("door", "sky", "door"), images=1)
+    assert found.iou == {"door": 1, "sky": 1, "door (2)": 1}

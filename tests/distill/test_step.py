@@ -17,11 +17,12 @@ from stages import batch_of, loss_of, make_distillation
 from torch import nn
 from torch.nn import functional as F
 
-from distill.evaluation import evaluate
+from distill.evaluation import Agreement, evaluate
 from distill.inheritance import inherit
 from distill.labelled import open_labelled
 from distill.objective import Distillation, DistillBatch
 from pipeline.models.segmenter import ModelSpec, Segmenter, build_model
+from storage.errors import ModelError
 
 WEIGHTS = np.array([1.0, 0.7, 0.2, 0.0])
 STEPS = 5
@@ -314,11 +315,11 @@ def test_without_labels_a_student_is_judged_by_its_agreement_with_the_teacher_on
         for k in np.union1d(answers, labels)
     ]
     found = distillation.evaluate(model)
-    assert found is not None
+    assert isinstance(found, Agreement)
     assert found.images == 5
-    assert found.pixel_accuracy == pytest.approx((answers == labels).mean())
-    assert found.miou == pytest.approx(np.mean(ious))
-    assert 0.1 < found.miou < found.pixel_accuracy < 0.95
+    assert found.pixel_agreement == pytest.approx((answers == labels).mean())
+    assert found.agreement == pytest.approx(np.mean(ious))
+    assert 0.1 < found.agreement < found.pixel_agreement < 0.95
 
 
 def test_held_out_images_are_shown_whole_and_as_they_are() -> None:
@@ -346,3 +347,12 @@ def test_labels_are_what_a_student_is_judged_by_where_there_are_some(labelled_fo
 
 def test_a_student_is_not_judged_where_nothing_is_held_out() -> None:
     assert dataclasses.replace(make_distillation(), held_out=[]).evaluate(student_of()) is None
+
+
+def test_a_step_whose_loss_is_not_finite_is_the_teachers_fault_if_its_answers_are_not() -> None:
+    make_distillation(batch_size=2).check_teacher(0)
+    broken = make_distillation(batch_size=2)
+    with torch.no_grad():
+        broken.guide.teacher.network.head.bias[0] = float("nan")  # type: ignore[union-attr, index, operator]
+    with pytest.raises(ModelError, match="the teacher's logits are not finite on the images of step 4"):
+        broken.check_teacher(3)

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import itertools
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from pipeline.selection.select import select
 from pipeline.settings import ScoreSettings, SelectSettings, SynthesisSettings
 from pipeline.synthesis import Synthesis, batch_statistics, prepared
 from pipeline.synthesis import synthesize as stage
-from storage.errors import SettingsError
+from storage.errors import DivergedError, SettingsError
 from storage.progress import Step
 from storage.selection import write_selection
 
@@ -488,3 +489,13 @@ def test_a_step_follows_its_own_gradient_alone(white_teacher: Path) -> None:
         gradients.append(images.grad.clone())
     assert gradients[0].abs().max() > 0
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-9)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_writes_nothing(
+    teacher_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([1.0, math.inf])
+    monkeypatch.setattr(Synthesis, "_step", lambda *_: next(losses))
+    with pytest.raises(DivergedError, match=r"the loss of step 2 of 5 is not finite; give a lower --lr"):
+        synthesize(teacher_file, "made", count=2, steps=5)
+    assert not Path("made").exists()

@@ -17,14 +17,15 @@ import torch
 import zarr
 from conftest import HEIGHT, WIDTH, command_environment, command_line, tiny_model
 from PIL import Image
+from stages import score_folder, select_images
 
 from pipeline.corpora.reader import ImageReader
 from pipeline.models.files import save_model
 from pipeline.scoring.run import prepare, run, score
 from pipeline.settings import ScoreSettings
 from storage.errors import CorpusError, ModelError, SettingsError, StoreError
+from storage.files.claim import exclusive
 from storage.progress import Progress, Step
-from storage.scores.claim import exclusive
 from storage.scores.schema import REJECTED, SCORED, SCORING_VERSION, UNREADABLE
 from storage.scores.store import open_complete, open_store
 
@@ -458,3 +459,14 @@ def test_a_run_killed_before_a_change_of_a_file_ends_with_the_bytes_of_an_uninte
         assert tree(killed) != tree(whole), moment
         score(settings(image_folder, teacher_file, out=str(killed), overwrite=True))
         assert tree(killed) == tree(whole), moment
+
+
+def test_equal_distances_are_said_by_scoring_and_by_selecting(
+    teacher_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "same").mkdir()
+    for index in range(3):
+        Image.new("RGB", (40, 40), (90, 90, 90)).save(tmp_path / "same" / f"{index}.png")
+    store = score_folder(tmp_path / "same", teacher_file)
+    select_images(store, budget=2)
+    assert len([message for message in caplog.messages if "distances of all 3 images" in message]) == 2

@@ -23,6 +23,7 @@ from pipeline.selection.weights import distance_weights
 from pipeline.settings import ScoreSettings, SelectSettings
 from storage.errors import SelectionError, SettingsError, StoreError
 from storage.progress import Step
+from storage.scores.equality import warn_of_equal_distances
 from storage.scores.store import ScoreStore, open_complete, open_store
 from storage.selection import read_selection
 
@@ -337,3 +338,13 @@ def test_a_selection_is_of_its_scores_in_whatever_order_settings_are_kept_and_wh
     check_selection(open_complete(store.path), selection)
     open_store(store.path, writable=True).set_complete(False)  # as a retry of unreadable images does
     check_selection(open_store(store.path), selection)
+
+
+@pytest.mark.parametrize(("distances", "said"), [([5.0, 5.0, 5.004], True), ([5.0, 5.0, 5.02], False), ([5.0], False)])
+def test_distances_that_are_all_but_equal_are_said(
+    distances: list[float], said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_of_equal_distances(np.array(distances, dtype=np.float32), where="s.zarr")
+    assert [message.partition(",")[0] for message in caplog.messages] == (
+        ["the distances of all 3 images in s.zarr are equal (5.004)"] if said else []
+    )

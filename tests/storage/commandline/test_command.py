@@ -18,7 +18,7 @@ from storage.commandline.declaration import Checked
 from storage.commandline.given import settings_in_params
 from storage.commandline.progress import shown
 from storage.commandline.values import DATA, METHOD, Arguments, Budget, Count, Local, NamedFiles, Names, Size
-from storage.errors import SettingsError, StoreError
+from storage.errors import SettingsError, StoreError, Terminated
 from storage.progress import Step
 
 
@@ -53,6 +53,8 @@ def command(seen: list[Settings]) -> Command[Settings]:
 
         if settings.store == "impatient":
             raise KeyboardInterrupt
+        if settings.store == "evicted":
+            raise Terminated
 
     def hesitate() -> None:
         raise KeyboardInterrupt
@@ -169,6 +171,7 @@ def test_a_wrong_params_file_is_one_line(
         (["--store", "large"], 1, "the memory does not suffice"),
         (["--store", "larger"], 1, "the memory does not suffice"),
         (["--store", "impatient"], 130, "interrupted; what was finished is kept"),
+        (["--store", "evicted"], 143, "terminated; what was finished is kept"),
         (["--hesitate"], 130, "interrupted; nothing was done"),
     ],
 )

@@ -1,14 +1,15 @@
 """Values of settings, as Python and params.yaml give them."""
 
+import math
 import re
 from datetime import date
 from typing import Any
 
 import pytest
 
-from distill.settings import TrainSettings
-from pipeline.settings import ImportSettings
-from storage.commandline.declaration import fields_of
+from distill.settings import DistillSettings, EvalSettings, TrainSettings
+from pipeline.settings import ImportSettings, ScoreSettings, SelectSettings, SynthesisSettings
+from storage.commandline.declaration import Field, fields_of
 from storage.commandline.params import refuse_unknown
 from storage.errors import SettingsError
 
@@ -77,3 +78,28 @@ def test_classes_and_ratios_that_are_written_otherwise_are_told_how(field: str, 
     declared = next(one for one in fields_of(ImportSettings) if one.name == field)
     with pytest.raises(SettingsError, match=re.escape(message)):
         declared.accept(declared.parse(text))
+
+
+EVERY = (DistillSettings, EvalSettings, TrainSettings, ImportSettings, ScoreSettings, SelectSettings, SynthesisSettings)
+NUMBERS = {
+    f"{settings.__name__}.{field.name}": field
+    for settings in EVERY
+    for field in fields_of(settings)
+    if field.kind in (int, float, int | float)
+}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("field", NUMBERS.values(), ids=NUMBERS)
+def test_no_number_of_any_command_may_be_nan_or_infinite(field: Field, value: float) -> None:
+    with pytest.raises(SettingsError, match=f"^{field.name} "):
+        field.accept(value)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_no_number_in_a_list_or_a_mapping_may_be_nan_or_infinite(value: float) -> None:
+    with pytest.raises(SettingsError, match="mean .* must be a finite number"):
+        ImportSettings(builder="b", weights="w", out="o", mean=(0.5, value, 0.5))
+    for arguments in ({"width": value}, {"widths": [1.0, value]}):
+        with pytest.raises(SettingsError, match="arguments .* cannot be kept in a model file"):
+            TrainSettings(data="d", builder="b", arguments=arguments)

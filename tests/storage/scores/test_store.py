@@ -8,8 +8,8 @@ import pytest
 import zarr
 
 from storage.errors import SettingsError, StoreError
+from storage.files.claim import exclusive, sweep
 from storage.manifest import Manifest
-from storage.scores.claim import exclusive, sweep
 from storage.scores.schema import COLUMNS, REJECTED, SCORED, UNREADABLE, Unit
 from storage.scores.store import ScoreStore, create_store, open_complete, open_store
 from storage.scores.units import PENDING

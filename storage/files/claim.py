@@ -11,10 +11,10 @@ from storage.errors import SettingsError, StoreError
 
 @contextmanager
 def exclusive(path: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold a store, which need not exist yet, for writing.
+    """Hold an output, which need not exist yet, for writing.
 
-    The claim is the system's lock on the file ``.NAME.lock`` beside the store. So it ends with the process, however
-    that ends. The file itself has no meaning. With ``wait`` the block begins when no other process holds the store.
+    The claim is the system's lock on the file ``.NAME.lock`` beside the output. So it ends with the process, however
+    that ends. The file itself has no meaning. With ``wait`` the block begins when no other process holds the output.
 
     Raises:
         StoreError: another process holds it.
