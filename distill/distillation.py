@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,6 +81,48 @@ def distill(
         CorpusError: the images are no longer where they were scored.
     """
     store = open_complete(Path(settings.shards))
+    pair = _pair(settings, store)
+    selection = find_selection(settings, store, choosing)
+    logger.info("the student %s", pair.inheritance.counts)
+    torch.manual_seed(settings.seed)  # whatever a student's making drew: one that goes on draws without a seed
+    if settings.adapters:
+        pair = dataclasses.replace(pair, adapters=make_adapters(pair.student, pair.teacher, settings.adapter_pairs))
+        logger.info("adapters: %s", ", ".join(map(str, pair.adapters)))
+    folder = RunFolder(Path(settings.out), "student.safetensors")
+    height, width = pair.teacher.spec.image_size
+    decode = Covering(height=math.ceil(height / settings.min_scale), width=math.ceil(width / settings.min_scale))
+    with folder.alone(), SelectedImages(store, selection, decode=decode, root=settings.root) as images:
+        objective = _objective(settings, pair, images, selection)
+        question = _question(settings, objective, selection) if objective.pictures.fixed else None
+        if question is not None and (settings.overwrite or folder.finished() is None):
+            checked_size(question, settings.cache_gib)  # before an earlier run is replaced
+        folder.claim(settings, _about(pair, objective, selection))
+        write_selection(selection, folder.selection)
+        if folder.finished() is None:
+            if pair.inheritance.channels and not goes_on(settings):
+                _reconstruct(pair.student, objective)
+            if question is not None:
+                answers = ask(question, most_gib=settings.cache_gib, progress=progress)
+                objective = dataclasses.replace(objective, answers=answers)
+        evaluation = _train(settings, pair, objective, folder, progress)
+    counts = pair.inheritance.counts
+    return DistillResult(path=folder.model, evaluation=evaluation, selection=selection, inherited=counts)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _Pair:
+    """Teacher and student, and what joins them."""
+
+    teacher: Segmenter
+    student: Segmenter
+    inheritance: Inheritance
+    adapters: Sequence[Adapter] = ()
+    val: LabelledFolder | None
+    """Labelled images to judge the student on."""
+
+
+def _pair(settings: DistillSettings, store: ScoreStore) -> _Pair:
+    """Load the teacher, make the student, and let it inherit."""
     val = open_labelled(settings.val) if settings.val else None
     device = pick_device(settings.device)
     teacher = _teacher(settings, store).to(device).requires_grad_(False)
@@ -94,51 +137,38 @@ def distill(
     else:
         inheritance = Inheritance(counts=Inherited.of(student))
     logger.info("teacher: %s (%s), on %s", settings.teacher or store.teacher_path, teacher.spec.builder, device)
-    selection = find_selection(settings, store, choosing)
-    logger.info("the student %s", inheritance.counts)
-    torch.manual_seed(settings.seed)  # whatever a student's making drew: one that goes on draws without a seed
-    adapters = make_adapters(student, teacher, settings.adapter_pairs) if settings.adapters else []
-    if adapters:
-        logger.info("adapters: %s", ", ".join(map(str, adapters)))
-    folder = RunFolder(Path(settings.out), "student.safetensors")
-    held_out = [] if val is not None else hold_out(len(selection))
-    height, width = teacher.spec.image_size
-    decode = Covering(height=math.ceil(height / settings.min_scale), width=math.ceil(width / settings.min_scale))
-    with folder.alone(), SelectedImages(store, selection, decode=decode, root=settings.root) as images:
-        objective = _objective(settings, teacher, images, selection, held_out, val, inheritance, adapters)
-        about = {
-            "teacher": fingerprint(teacher),
-            "selection": selection.about,
-            "held_out": len(held_out),
-            "inherited": dataclasses.asdict(inheritance.counts),
-            "views": objective.pictures.fixed,
-        }
-        question = _question(settings, objective, selection) if objective.pictures.fixed else None
-        if question is not None and (settings.overwrite or folder.finished() is None):
-            checked_size(question, settings.cache_gib)  # before an earlier run is replaced
-        folder.claim(settings, about)
-        write_selection(selection, folder.selection)
-        if inheritance.channels and not goes_on(settings) and folder.finished() is None:
-            _reconstruct(student, objective)
-        if question is not None and folder.finished() is None:
-            answers = ask(question, most_gib=settings.cache_gib, progress=progress)
-            objective = dataclasses.replace(objective, answers=answers)
-        training = Training(
-            model=student,
-            objective=objective,
-            settings=settings,
-            folder=folder,
-            frozen=inheritance.frozen,
-            figures={"teacher_forwards": objective.teacher_forwards},
-            companions=nn.ModuleList(adapter.convolution for adapter in adapters),
-            kept={"hardness": objective.hardness} if objective.hardness is not None else {},
-        )
-        try:
-            evaluation = training.run(progress)
-        except DivergedError as error:
-            objective.check_teacher(error.step)
-            raise
-    return DistillResult(path=folder.model, evaluation=evaluation, selection=selection, inherited=inheritance.counts)
+    return _Pair(teacher=teacher, student=student, inheritance=inheritance, val=val)
+
+
+def _about(pair: _Pair, objective: Distillation, selection: Selection) -> dict[str, Any]:
+    """What the student depends on beside the settings."""
+    return {
+        "teacher": fingerprint(pair.teacher),
+        "selection": selection.about,
+        "held_out": len(objective.held_out),
+        "inherited": dataclasses.asdict(pair.inheritance.counts),
+        "views": objective.pictures.fixed,
+    }
+
+
+def _train(
+    settings: DistillSettings, pair: _Pair, objective: Distillation, folder: RunFolder, progress: Progress
+) -> Figures | None:
+    training = Training(
+        model=pair.student,
+        objective=objective,
+        settings=settings,
+        folder=folder,
+        frozen=pair.inheritance.frozen,
+        figures={"teacher_forwards": objective.teacher_forwards},
+        companions=nn.ModuleList(adapter.convolution for adapter in pair.adapters),
+        kept={"hardness": objective.hardness} if objective.hardness is not None else {},
+    )
+    try:
+        return training.run(progress)
+    except DivergedError as error:
+        objective.check_teacher(error.step)
+        raise
 
 
 def _reconstruct(student: Segmenter, objective: Distillation) -> None:
@@ -150,22 +180,13 @@ def _reconstruct(student: Segmenter, objective: Distillation) -> None:
 
 
 def _objective(
-    settings: DistillSettings,
-    teacher: Segmenter,
-    images: SelectedImages[Image.Image],
-    selection: Selection,
-    held_out: list[int],
-    val: LabelledFolder | None,
-    inheritance: Inheritance,
-    adapters: Sequence[Adapter],
+    settings: DistillSettings, pair: _Pair, images: SelectedImages[Image.Image], selection: Selection
 ) -> Distillation:
+    held_out = [] if pair.val is not None else hold_out(len(selection))
     training_places = sorted(set(range(len(selection))) - set(held_out))
     distance = selection.table["distance"].to_numpy(dtype=np.float32)[training_places]
-    height, width = teacher.spec.image_size
-    compared = [theirs for _, theirs in inheritance.compared] if settings.features else []
-    adapted = [adapter.theirs.layer for adapter in adapters]  # they compare all channels
-    channels = {layer: kept for layer, kept in inheritance.channels.items() if layer not in adapted}
-    guide = Guide.of(teacher, [*compared, *adapted], settings.precision, channels)
+    height, width = pair.teacher.spec.image_size
+    guide = _guide(settings, pair)
     return Distillation(
         guide=guide,
         pictures=Pictures(
@@ -182,12 +203,20 @@ def _objective(
             weighting=settings.weighting,
             pacing=settings.pacing,
         ),
-        val=val,
-        inheritance=inheritance,
-        adapters=adapters,
-        hardness=_hardness(settings, len(training_places), teacher) if settings.hard else None,
+        val=pair.val,
+        inheritance=pair.inheritance,
+        adapters=pair.adapters,
+        hardness=_hardness(settings, len(training_places), pair.teacher) if settings.hard else None,
         settings=settings,
     )
+
+
+def _guide(settings: DistillSettings, pair: _Pair) -> Guide:
+    """The teacher with the layers whose inputs are compared."""
+    compared = [theirs for _, theirs in pair.inheritance.compared] if settings.features else []
+    adapted = [adapter.theirs.layer for adapter in pair.adapters]  # they compare all channels
+    channels = {layer: kept for layer, kept in pair.inheritance.channels.items() if layer not in adapted}
+    return Guide.of(pair.teacher, [*compared, *adapted], settings.precision, channels)
 
 
 def _hardness(settings: DistillSettings, images: int, teacher: Segmenter) -> Hardness:
