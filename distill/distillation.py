@@ -24,7 +24,8 @@ from distill.inheritance import Inheritance, Inherited, inherit
 from distill.labelled import LabelledFolder, check_labels, fit_classes, open_labelled
 from distill.objective import Distillation
 from distill.pictures import Pictures
-from distill.reconstruction import IMAGES, reconstruct
+from distill.reconstruction import image_count as fitted_images
+from distill.reconstruction import reconstruct
 from distill.sampling import hold_out
 from distill.settings import DistillSettings
 from distill.student import goes_on, make_student
@@ -173,7 +174,7 @@ def _train(
 
 def _reconstruct(student: Segmenter, objective: Distillation) -> None:
     """Fit a cut student to the teacher's features on the first training images."""
-    places = objective.pictures.training_places[:IMAGES]
+    places = objective.pictures.training_places[: fitted_images(student.spec.image_size)]
     images = objective.whole_images(places).to(student.device)
     count = reconstruct(student, objective.guide.teacher, objective.inheritance, images)
     logger.info("%d convolutions of the student were fitted to the teacher's features on %d images", count, len(places))
@@ -250,8 +251,10 @@ def _question(settings: DistillSettings, objective: Distillation, selection: Sel
         "mixup": settings.mixup,
         "precision": settings.precision,
     }
-    if objective.guide.channels:
-        about["channels"] = [kept.tolist() for kept in objective.guide.channels.values()]
+    guide = objective.guide
+    kept = {name: guide.channels[layer] for name, layer in guide.compared.items() if layer in guide.channels}
+    if kept:
+        about["channels"] = {name: channels.tolist() for name, channels in kept.items()}
     return Question(
         guide=objective.guide,
         pictures=pictures,

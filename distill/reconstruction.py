@@ -27,9 +27,11 @@ from pipeline.models.hooks import on_inputs
 from pipeline.models.segmenter import Segmenter
 
 IMAGES = 32
-"""Images that the weights are fitted to."""
-POSITIONS = 128
-"""Positions of an image."""
+"""Images that the weights are fitted to, as far as they are small."""
+PIXELS = 1 << 22
+"""Pixels of all images: they are in memory at once, with all that the networks make of them."""
+ROWS = 4096
+"""Positions of all images."""
 RIDGE = 0.1
 """How much the teacher's weights count, as a share of the mean square of what is read."""
 
@@ -62,14 +64,19 @@ def _plain(convolution: nn.Conv2d) -> bool:
     return convolution.groups == 1 and convolution.padding_mode == "zeros" and isinstance(convolution.padding, tuple)
 
 
-def places(count: int) -> Tensor:
-    """The positions of a map that are looked at, of ``count`` in row-major order."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:POSITIONS]
+def image_count(size: tuple[int, int]) -> int:
+    """How many images of ``size`` = (H, W) the weights are fitted to."""
+    return max(2, min(IMAGES, PIXELS // (size[0] * size[1])))
+
+
+def places(count: int, images: int) -> Tensor:
+    """The positions that are looked at in each of some images' maps, of ``count`` in row-major order."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))[: ROWS // images]
 
 
 def _keep(wanted: dict[BatchNorm, Tensor], layer: BatchNorm, channels: Tensor, input_NCHW: Tensor) -> None:
     flat_NKP = input_NCHW[:, channels].flatten(2)
-    wanted[layer] = rows(flat_NKP[:, :, places(flat_NKP.shape[2]).to(flat_NKP.device)])
+    wanted[layer] = rows(flat_NKP[:, :, places(flat_NKP.shape[2], len(flat_NKP)).to(flat_NKP.device)])
 
 
 def rows(values_NFP: Tensor) -> Tensor:
@@ -79,7 +86,7 @@ def rows(values_NFP: Tensor) -> Tensor:
 
 def _fit(wanted_RK: Tensor, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     assert isinstance(module, nn.Conv2d)
-    read_RF = torch.cat([rows(_read(module, image[None])) for image in inputs[0]])
+    read_RF = torch.cat([rows(_read(module, image[None], len(inputs[0]))) for image in inputs[0]])
     prior_FK = module.weight.flatten(1).t().double()
     if module.bias is not None:
         read_RF = torch.cat([read_RF, torch.ones_like(read_RF[:, :1])], dim=1)
@@ -91,12 +98,12 @@ def _fit(wanted_RK: Tensor, module: nn.Module, inputs: tuple[Tensor, ...]) -> No
     module.weight.copy_(found_FK.t().reshape(module.weight.shape))
 
 
-def _read(convolution: nn.Conv2d, image_1CHW: Tensor) -> Tensor:
+def _read(convolution: nn.Conv2d, image_1CHW: Tensor, images: int) -> Tensor:
     """What a convolution reads at its positions that are looked at, [1, F, P]."""
     padding, size = convolution.padding, convolution.kernel_size
     assert not isinstance(padding, str)
     read_1FP = F.unfold(image_1CHW.float(), size, convolution.dilation, padding, convolution.stride)
-    return read_1FP[:, :, places(read_1FP.shape[2]).to(read_1FP.device)]
+    return read_1FP[:, :, places(read_1FP.shape[2], images).to(read_1FP.device)]
 
 
 def solve(read_RF: Tensor, wanted_RK: Tensor, prior_FK: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 
 from distill.evaluation import to_tensor
 from distill.inheritance import Inheritance, feature_distance, inherit, recorded, standardised
-from distill.reconstruction import IMAGES, POSITIONS, places, reconstruct, solve
+from distill.reconstruction import PIXELS, ROWS, image_count, places, reconstruct, solve
 from distill.settings import DistillSettings
 from distill.student import make_student
 from pipeline.models.files import load_model, save_model
@@ -63,11 +63,18 @@ def test_the_prior_stays_where_nothing_is_read() -> None:
 
 
 def test_all_positions_of_a_small_map_are_looked_at_and_some_of_a_large_one() -> None:
-    assert sorted(places(20).tolist()) == list(range(20))
-    found = places(5000)
-    assert len(set(found.tolist())) == POSITIONS
-    assert torch.equal(found, places(5000))
+    assert sorted(places(20, 32).tolist()) == list(range(20))
+    found = places(5000, 32)
+    assert len(set(found.tolist())) == ROWS // 32
+    assert torch.equal(found, places(5000, 32))
     assert found.max() > 4000
+    assert len(places(5000, 2)) == ROWS // 2
+
+
+@pytest.mark.parametrize(("size", "count"), [((96, 128), 32), ((520, 520), 15), ((1024, 2048), 2), ((4096, 4096), 2)])
+def test_large_images_are_fewer_because_all_are_in_memory_at_once(size: tuple[int, int], count: int) -> None:
+    assert image_count(size) == count
+    assert count == 2 or count * size[0] * size[1] <= PIXELS
 
 
 def test_the_first_fitted_convolution_has_the_weights_of_numpys_least_squares(
@@ -82,7 +89,7 @@ def test_the_first_fitted_convolution_has_the_weights_of_numpys_least_squares(
         wanted = braided.network.block[0](braided.network.stem(braided.normalise(images)))  # type: ignore[index, operator, union-attr]
         wanted = wanted[:, kept["block.0"]["out"]].double().numpy()
     padded = np.pad(read, ((0, 0), (0, 0), (1, 1), (1, 1)))
-    looked_at = [divmod(place, WIDTH) for place in places(HEIGHT * WIDTH).tolist()]
+    looked_at = [divmod(place, WIDTH) for place in places(HEIGHT * WIDTH, len(images)).tolist()]
     rows = [[*padded[n, :, y : y + 3, x : x + 3].ravel(), 1.0] for n in range(len(images)) for y, x in looked_at]
     targets = [wanted[n, :, y, x] for n in range(len(images)) for y, x in looked_at]
     ridge = np.sqrt(0.1 * np.square(rows).sum() / len(rows[0]))
@@ -149,7 +156,7 @@ def test_a_run_begins_with_fitted_weights_once(
     assert "4 convolutions of the student were fitted to the teacher's features on" in caplog.text
     objective, teacher = start.objective, load_model("braided.safetensors")
     expected = make_student(start.settings, teacher)  # type: ignore[arg-type]
-    images = objective.whole_images(objective.pictures.training_places[:IMAGES])
+    images = objective.whole_images(objective.pictures.training_places[: image_count((HEIGHT, WIDTH))])
     reconstruct(expected, teacher, inherit(expected, teacher), images)
     assert all(torch.equal(p, q) for p, q in zip(expected.parameters(), start.model.parameters(), strict=True))
     caplog.clear()
