@@ -58,7 +58,8 @@ def read_runs(folder: Path) -> Iterator[dict[str, Any]]:
         for path in sorted(found[name].glob("*/metrics.json")):
             curve = pd.read_csv(path.parent / "curves" / "plots" / "metrics" / "miou.tsv", sep="\t")
             metrics = json.loads(path.read_text())
-            yield {"student": student, "images": images, **metrics, "curve": curve.set_index("step")["miou"]}
+            figures = {name: metrics[name] for name in ("miou", "iou")}
+            yield {"student": student, "images": images, **figures, "curve": curve.set_index("step")["miou"]}
 
 
 def print_table(runs: pd.DataFrame, teacher: float) -> None:

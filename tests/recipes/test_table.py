@@ -17,7 +17,7 @@ def finish(arm: str, seed: int, miou: float, iou: dict[str, float | None]) -> No
     curve = folder / "curves" / "plots" / "metrics" / "miou.tsv"
     curve.parent.mkdir(parents=True)
     curve.write_text(f"step\tmiou\n10\t{miou / 2}\n20\t{miou}\n")
-    (folder / "metrics.json").write_text(json.dumps({"miou": miou, "iou": iou}))
+    (folder / "metrics.json").write_text(json.dumps({"miou": miou, "iou": iou, "images": 60, "seed": seed}))
 
 
 @pytest.fixture
