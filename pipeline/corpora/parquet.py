@@ -230,7 +230,4 @@ def _mention_columns(used: dict[str, list[str]], corpus: Corpus) -> None:
     """Say which column is read where a file has others of a fitting type. ``used``: those of a file by the one read."""
     for name, columns in used.items():
         if (others := [column for column in columns if column != name]) and not corpus.column:
-            logger.info(
-                "%s: the images are those of column %s; --column names another (%s)",
-                *(corpus.root, name, ", ".join(others)),
-            )
+            logger.info("the images are those of column %s; --column names another (%s)", name, ", ".join(others))
