@@ -7,8 +7,8 @@ line here is refused, whatever the library would do with it.
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.models.kinds import NOTHING, SWITCH, Kind, mapping, number, several, shown, whole, word
 from storage.errors import ModelError
+from storage.kinds import NOTHING, SWITCH, Kind, mapping, number, several, shown, whole, word
 
 RESERVED = {"weights", "weights_backbone", "encoder_weights", "num_classes", "classes"}
 """Arguments that would fetch weights, or that the model's description already gives."""

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pipeline.models.arguments import RESERVED, SMP, TIMM, TORCHVISION, check_arguments
-from pipeline.models.kinds import Kind, shown
 from storage.errors import ModelError
+from storage.kinds import Kind, shown
 
 TRUSTED_BUILDERS = "DFSS_TRUSTED_BUILDERS"
 

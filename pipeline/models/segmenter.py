@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.models.builders import backbone_normalisation, build_network
-from pipeline.models.kinds import Kind, first_fault, named, number, plain, several, shown, text, whole, word
 from pipeline.models.merging import Members, merge
 from pipeline.models.narrowing import Kept, narrow
 from pipeline.settings import Channels
 from storage.errors import ModelError
+from storage.kinds import Kind, first_fault, named, number, plain, several, shown, text, whole, word
 
 METADATA_KEY = "dfss"
 

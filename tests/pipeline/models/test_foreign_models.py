@@ -228,7 +228,7 @@ def test_only_a_function_of_a_trusted_module_is_called(
 def test_a_function_that_a_module_imports_from_a_library_is_trusted_by_its_own_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import_as_mine(monkeypatch, build=smp.Unet)
+    import_as_mine(monkeypatch, build=nn.Conv2d)
     monkeypatch.setenv(TRUSTED_BUILDERS, "mine")
     with pytest.raises(ModelError, match=f"{TRUSTED_BUILDERS}=mine:build"):
         build_network("mine:build", 2, {})

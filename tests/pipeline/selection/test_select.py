@@ -291,14 +291,26 @@ def test_a_selection_is_of_the_distances_that_it_was_made_from(store: ScoreStore
         check_selection(other, selection)
 
 
+def other_than(name: str, value: Any) -> Any:
+    """Another value of the same kind."""
+    match value:
+        case bool():
+            return not value
+        case int():
+            return value + 1
+        case dict():
+            return {**value, "root": "elsewhere"}
+        case list():
+            return [*value, "x"]
+    return 5 if name == "limit" else "x"
+
+
 def test_a_selection_is_of_every_setting_of_its_scores_and_not_of_where_things_lie(store: ScoreStore) -> None:
     selection = select_images(store, budget=5)
     places = {"corpus", "sources", "teacher_path", "complete"}
     assert places < set(store.attributes)
     for number, name in enumerate(sorted(set(store.attributes) - {"complete", "schema_version", "manifest"})):
-        value = store.attributes[name]
-        other = {**value, "root": "elsewhere"} if isinstance(value, dict) else [*value, "x"] if value == [] else "x"
-        copy = changed(store, Path(f"{number}.zarr"), **{name: other})
+        copy = changed(store, Path(f"{number}.zarr"), **{name: other_than(name, store.attributes[name])})
         if name in places:
             check_selection(copy, selection)
         else:

@@ -1,6 +1,6 @@
-"""Kinds of values that a model file may give: a table of names and kinds is a schema.
+"""Kinds of values that a file may give: a table of names and kinds is a schema.
 
-A model file may come from anywhere, so every value of its header is checked before anything is made of it.
+A model or a store may come from anywhere, so every value of it is checked before anything is made of it.
 """
 
 import dataclasses
@@ -115,7 +115,7 @@ def first_fault(values: Mapping[str, Any], kinds: Mapping[str, Kind]) -> str | N
     """What is wrong with the first value that is not of its kind; None if all are."""
     for name, value in values.items():
         if not kinds[name].holds(value):
-            return f"{name} is {shown(value)}; give {kinds[name].words}"
+            return f"{name} is {shown(value)}, not {kinds[name].words}"
     return None
 
 
