@@ -360,3 +360,22 @@ def test_distances_that_are_all_but_equal_are_said(
     assert [message.partition(",")[0] for message in caplog.messages] == (
         ["the distances of all 3 images in s.zarr are equal (5.004)"] if said else []
     )
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("row", -1, "row -1, but"),
+        ("row", 23, "row 23, but"),
+        ("row", 11, "image without a score"),
+        ("key", "other", "another key than"),
+        ("distance", 0.5, "another distance than"),
+    ],
+)
+def test_a_selection_that_contradicts_its_store_is_refused(
+    column: str, value: Any, message: str, store: ScoreStore
+) -> None:
+    selection = select_images(store, budget=5)
+    selection.table.loc[2, column] = value
+    with pytest.raises(SelectionError, match=message):
+        check_selection(store, selection)
