@@ -103,14 +103,16 @@ def model_path(source: str | Path) -> Path:
     raise ModelError(f"{path} is a folder that holds neither {' nor '.join(IN_RUNS)}; give a model file")
 
 
-def load_model(source: str | Path) -> Segmenter:
+def load_model(source: str | Path, *, fetch: bool = True) -> Segmenter:
     """Load a model file, or official weights by name (``torchvision:deeplabv3_resnet50@DEFAULT``), in eval mode.
+
+    Official weights come from torchvision's cache, and are fetched if ``fetch`` allows it.
 
     Raises:
         ModelError: the file is missing or damaged, its network is not trusted, or its weights do not fit.
     """
     if isinstance(source, str) and "@" in source and not Path(source).exists():
-        return _load_official(source)
+        return _load_official(source, fetch=fetch)
     path = model_path(source)
     spec = read_spec(path)
     _check_size(path, spec)
@@ -144,9 +146,9 @@ def _check_size(path: Path, spec: ModelSpec) -> None:
         )
 
 
-def _load_official(name: str) -> Segmenter:
+def _load_official(name: str, *, fetch: bool) -> Segmenter:
     builder, _, version = name.partition("@")
-    official = official_weights(builder, version)
+    official = official_weights(builder, version, fetch=fetch)
     spec = ModelSpec(
         builder=builder,
         num_classes=len(official.class_names),
