@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.corpora.recognise import IMAGE_EXTENSIONS
+from pipeline.decoding.formats import IMAGE_EXTENSIONS
 from pipeline.decoding.pillow import decode_label, decode_rgb, upright_size
 from pipeline.models.class_names import VOID, find_class_names, order_of
 from storage.errors import DataError, ImageError
