@@ -17,6 +17,7 @@ from stages import score_folder, select_images
 
 from pipeline.models.builders import TRUSTED_BUILDERS
 from pipeline.scoring.run import score
+from pipeline.selection.images import SelectedImages
 from pipeline.selection.select import check_selection, default_path, first, make_selection, select
 from pipeline.selection.strategies import ads_order
 from pipeline.selection.weights import distance_weights
@@ -379,3 +380,14 @@ def test_a_selection_that_contradicts_its_store_is_refused(
     selection.table.loc[2, column] = value
     with pytest.raises(SelectionError, match=message):
         check_selection(store, selection)
+
+
+@pytest.mark.parametrize("root", ["http://127.0.0.1:9/x", "reference://::scores.zarr/refs.json", "memory://x"])
+def test_the_images_of_a_store_are_not_fetched_from_an_address_in_it(
+    root: str, store: ScoreStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fsspec.core.url_to_fs", lambda *_, **__: pytest.fail("an address was opened"))
+    selection = select_images(store, budget=5)
+    other = changed(store, Path("sent.zarr"), corpus={**store.attributes["corpus"], "root": root})
+    with pytest.raises(StoreError, match="give their place with --root"):
+        SelectedImages(other, selection, decode=len)
