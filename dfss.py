@@ -20,10 +20,39 @@ Errors are subclasses of :class:`~storage.errors.DFSSError` and of the builtin t
 """
 
 import inspect
+import sys
 from collections.abc import Callable
 from importlib.metadata import version
+from importlib.util import find_spec
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+
+def _check_rooms() -> None:
+    """End in one line where a folder of the user's, on PYTHONPATH, has the name of one of our packages.
+
+    Raises:
+        ImportError: there is one, and this module is imported and not a command.
+    """
+    name = Path(sys.argv[0]).stem
+    for room in ("storage", "pipeline", "distill"):
+        spec = find_spec(room)
+        places = list(spec.submodule_search_locations or [spec.origin or ""]) if spec else []
+        if any(Path(place).resolve() == Path(__file__).resolve().parent / room for place in places):
+            continue
+        found = f"is {places[0]}" if places else "is missing"
+        message = f"package {room!r} {found}, not the one of DFSS; rename it, or take its folder off PYTHONPATH"
+        if name.startswith("dfss"):
+            sys.exit(f"{name}: error: {message}")
+        raise ImportError(message)
+    if name.startswith("dfss"):  # a command: Ctrl-C during the imports below ends it in one line
+        import storage.commandline.interrupts  # noqa: F401
+
+
+_check_rooms()
+
+# isort: split
 
 from distill.settings import DistillSettings, EvalSettings, TrainSettings
 from pipeline.settings import ImportSettings, ScoreSettings, SelectSettings, SynthesisSettings
@@ -266,6 +295,17 @@ def main(argv: list[str] | None = None) -> None:
     from storage.commandline.command import run_one_of
 
     run_one_of(COMMANDS, name="dfss", version=__version__, argv=argv)
+
+
+def command() -> None:
+    """Run the console script that was called, such as ``dfss-score``.
+
+    Raises:
+        SystemExit: always, with the exit code.
+    """
+    from storage.commandline.command import found
+
+    found(COMMANDS[Path(sys.argv[0]).stem.removeprefix("dfss-")])()
 
 
 if __name__ == "__main__":

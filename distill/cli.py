@@ -13,6 +13,7 @@ from pipeline.settings import SelectSettings
 from storage.commandline.command import Command, say
 from storage.commandline.given import settings_in_params
 from storage.commandline.progress import shown
+from storage.commandline.terminal import one_line
 
 KEPT = "the steps that were taken are kept; --resume goes on from there"
 
@@ -49,15 +50,15 @@ def _evaluate(settings: EvalSettings) -> None:
     for name in ("mIoU", "of labelled classes", "pixel accuracy"):
         table.add_column(name, justify="right")
     for name, result in results.items():
-        table.add_row(escape(name), *(f"{figure:.3f}" for figure in result.curves.values()))
+        table.add_row(escape(one_line(name)), *(f"{figure:.3f}" for figure in result.curves.values()))
     Console().print(table)
     classes = Table(title="IoU by class (-: the class is neither labelled nor predicted)")
     classes.add_column("class")
     for name in results:
-        classes.add_column(escape(name), justify="right", overflow="fold")
+        classes.add_column(escape(one_line(name)), justify="right", overflow="fold")
     for position, label in enumerate(next(iter(results.values())).iou):
         values = [_of_class(result.iou, label, position) for result in results.values()]
-        classes.add_row(escape(label), *("-" if value != value else f"{value:.3f}" for value in values))
+        classes.add_row(escape(one_line(label)), *("-" if value != value else f"{value:.3f}" for value in values))
     Console().print(classes)
 
 

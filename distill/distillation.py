@@ -267,7 +267,7 @@ def _question(settings: DistillSettings, objective: Distillation, selection: Sel
 def _teacher(settings: DistillSettings, store: ScoreStore) -> Segmenter:
     path = settings.teacher or store.teacher_path
     try:
-        teacher = load_model(path)
+        teacher = load_model(path, fetch=settings.teacher is not None)  # what a store names is not fetched
     except ModelError as error:
         if settings.teacher or Path(path).exists():
             raise

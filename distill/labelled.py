@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import Image
 
-from pipeline.decoding.pillow import decode_rgb
+from pipeline.decoding.formats import IMAGE_EXTENSIONS
+from pipeline.decoding.pillow import decode_label, decode_rgb, upright_size
 from pipeline.models.class_names import VOID, find_class_names, order_of
 from storage.errors import DataError, ImageError
 
@@ -91,11 +92,10 @@ class LabelledFolder:
 
 def _read_label(path: Path) -> NDArray[np.uint8]:
     try:
-        with Image.open(path) as file:
-            lossy, label = file.format in ("JPEG", "MPO"), np.asarray(file)
-    except (OSError, SyntaxError) as error:
-        raise DataError(f"{path} cannot be read as a label image; save it as single-channel PNG") from error
-    if lossy:
+        label, form = decode_label(path.read_bytes())
+    except ImageError as error:
+        raise DataError(f"{path} cannot be read as a label image ({error}); save it as single-channel PNG") from error
+    if form in ("JPEG", "MPO"):
         raise DataError(f"{path} is a JPEG, which changes class ids; save labels as single-channel PNG")
     if label.dtype == np.bool_:
         return label.astype(np.uint8)
@@ -134,19 +134,17 @@ def open_labelled(root: str | Path) -> LabelledFolder:
 
 def _by_name(folder: Path) -> dict[str, Path]:
     """The images of a folder and the folders in it, by their path in it without the ending."""
-    Image.init()
-    endings = Image.registered_extensions()
     files = [
         path
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
-    if others := [path for path in files if path.suffix.lower() not in endings]:
+    if others := [path for path in files if path.suffix.lower() not in IMAGE_EXTENSIONS]:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         logger.warning("left out %s%s: no image by its ending", others[0], more)
     found: dict[str, Path] = {}
     for path in files:
-        if path.suffix.lower() in endings:
+        if path.suffix.lower() in IMAGE_EXTENSIONS:
             name = path.relative_to(folder).with_suffix("").as_posix()
             if name in found:
                 raise DataError(f"{found[name]} and {path} have one name; keep one of them, or rename one")
@@ -161,12 +159,9 @@ def image_size(path: Path) -> tuple[int, int]:
         DataError: the file is not an image.
     """
     try:
-        with Image.open(path) as file:
-            width, height = file.size
-            turned = file.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path} is not an image; replace or remove it and its label") from error
-    return (height, width) if turned else (width, height)
+        return upright_size(path.read_bytes())
+    except ImageError as error:
+        raise DataError(f"{path} is not an image ({error}); replace or remove it and its label") from error
 
 
 def fit_classes(data: LabelledFolder, class_names: Sequence[str], *, model: str) -> LabelledFolder:

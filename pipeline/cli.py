@@ -10,6 +10,7 @@ import textwrap
 from pipeline.settings import SCORE_METHODS, ImportSettings, ScoreSettings, SelectSettings, SynthesisSettings
 from storage.commandline.command import Command, say
 from storage.commandline.progress import shown
+from storage.commandline.terminal import one_line
 
 
 def _score(settings: ScoreSettings) -> None:
@@ -26,7 +27,7 @@ def _score(settings: ScoreSettings) -> None:
         f"{result.rejected} rejected"
     )
     for key, error in result.first_errors:
-        say(f"  {key}: {error}")
+        say(f"  {one_line(key)}: {one_line(error)}")
     if settings.failures:
         say(f"  {settings.failures} lists all images that have no score")
     elif (more := result.unreadable + result.rejected - len(result.first_errors)) > 0:

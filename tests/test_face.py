@@ -2,6 +2,8 @@
 
 import doctest
 import inspect
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -67,3 +69,16 @@ def test_the_examples_in_the_docstrings_run(image_folder: Path, labelled_folder:
     for name in order:
         examples[name].globs["dfss"] = dfss
         assert runner.run(examples[name], clear_globs=False).failed == 0, name
+
+
+@pytest.mark.parametrize("room", ["storage", "pipeline", "distill"])
+def test_a_folder_of_the_users_that_hides_a_package_of_ours_is_said_in_one_line(room: str, tmp_path: Path) -> None:
+    (tmp_path / room).mkdir()
+    (tmp_path / room / "__init__.py").write_text("raise AssertionError('foreign code ran')")
+    (tmp_path / "dfss-score").write_text("from dfss import command\ncommand()\n")
+    run = subprocess.run(
+        [sys.executable, str(tmp_path / "dfss-score"), "--version"],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert run.returncode == 1
+    assert re.fullmatch(rf"dfss-score: error: package '{room}' is .*; rename it, .*PYTHONPATH\n", run.stderr)

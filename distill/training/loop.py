@@ -91,7 +91,7 @@ class Training(Generic[BatchT]):
         both = (*self.model.parameters(), *self.companions.parameters())
         learning = [parameter for parameter in both if parameter.requires_grad]
         optimizer = torch.optim.AdamW(learning, lr=settings.lr, weight_decay=settings.weight_decay)
-        start, spent = self.folder.load_checkpoint(self._state, optimizer)
+        start, spent = self.folder.load_checkpoint(self._state, optimizer, steps=settings.steps)
         clock = Clock(spent)
         progress(Step(done=start, total=settings.steps))
         evaluation = self._train(optimizer, start, clock, progress)

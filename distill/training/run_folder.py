@@ -16,6 +16,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from distill.settings import OptimisationSettings
+from distill.training.checkpoint import checkpoint_fault
+from pipeline.models.builders import told
 from pipeline.models.files import save_model
 from pipeline.models.segmenter import Segmenter
 from storage.differences import differences
@@ -28,6 +30,18 @@ FREE_SETTINGS = {
     *("answers", "cache_gib"),
 }
 """Settings that may change when a run is resumed, because the final model does not depend on them."""
+UNSOUND = (
+    RuntimeError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    EOFError,
+    OSError,
+    UnpicklingError,
+)
+"""What torch raises for a file that is no checkpoint, or for one of other networks."""
 MADE_BY_A_RUN = ("checkpoint.pt", "metrics.json", "curves", "selection.parquet", "settings.json")
 RUN_VERSION = 2
 """Version of the meaning of a run's settings and of its checkpoint. A run of another version is not continued."""
@@ -144,8 +158,12 @@ class RunFolder:
         with publish(self.checkpoint) as partial:
             torch.save(state, partial)
 
-    def load_checkpoint(self, modules: Mapping[str, nn.Module], optimizer: Optimizer) -> tuple[int, float]:
+    def load_checkpoint(
+        self, modules: Mapping[str, nn.Module], optimizer: Optimizer, *, steps: int = 2**31 - 1
+    ) -> tuple[int, float]:
         """Restore the checkpoint; return its number of steps and of seconds, or zeros if there is no checkpoint.
+
+        ``steps`` is the number of the whole run.
 
         Raises:
             SettingsError: it is damaged, or fits only a network of an earlier version of DFSS.
@@ -154,12 +172,15 @@ class RunFolder:
             return 0, 0.0
         try:
             state = torch.load(self.checkpoint, map_location=_device(optimizer), weights_only=True)
+            if fault := checkpoint_fault(state, modules, optimizer, steps=steps):
+                raise ValueError(fault)
             for name, module in modules.items():
                 module.load_state_dict(state[name])
             optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError, KeyError, TypeError, EOFError, OSError, UnpicklingError) as error:
+        except UNSOUND as error:
             raise SettingsError(
-                f"{self.checkpoint} is damaged or does not fit the network; replace the run with --overwrite"
+                f"{self.checkpoint} is damaged or does not fit the network ({told(error)}); replace the run with "
+                "--overwrite"
             ) from error
         return int(state["step"]), float(state["seconds"])
 

@@ -7,15 +7,9 @@ from functools import lru_cache
 
 from pipeline.corpora.leftout import LeftOut
 from pipeline.corpora.patterns import expand_braces
-from pipeline.decoding.formats import looks_like_image
+from pipeline.decoding.formats import IMAGE_EXTENSIONS, looks_like_image
 from storage.errors import CorpusError
 from storage.files.places import is_hidden
-
-IMAGE_EXTENSIONS = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".avif"),
-    *(".ppm", ".pgm", ".pbm", ".pnm", ".heic", ".heif"),
-)
-"""Files and tar members with these extensions, in any case, are images."""
 
 FOREIGN_EXTENSIONS = (
     *(".svg", ".svgz", ".psd", ".xcf", ".ai", ".eps", ".jxl", ".ico", ".tga", ".exr", ".hdr", ".dcm", ".dds", ".jxr"),

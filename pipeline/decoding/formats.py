@@ -21,6 +21,11 @@ _PLUGINS = ("Jpeg", "Png", "WebP", "Gif", "Bmp", "Tiff", "Ppm", "Jpeg2K", "Avif"
 _SHORT_SIGNATURES = ("BMP", "PPM")
 """Formats with signatures of two letters, with which a text may begin as well."""
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+IMAGE_EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".avif"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".heic", ".heif"),
+)
+"""Files and tar members with these extensions, in any case, are images."""
 HEAD_BYTES = 4096
 """Bytes of a file that :func:`looks_like_image` needs."""
 _NOT_THIS_FORMAT = (SyntaxError, IndexError, TypeError, struct.error)

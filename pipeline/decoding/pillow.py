@@ -7,6 +7,7 @@ because it is stored with the scores.
 import re
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,6 +114,31 @@ def decode_covering(data: bytes, *, height: int, width: int) -> Image.Image:
     with _FaultsOf(data):
         image, _ = _Loading(max_pixels=None, cover=(height, width), reduced_from=MAX_PIXELS)(data)
         return _upright(_to_rgb(image), _orientation(image))
+
+
+def decode_label(data: bytes) -> tuple[NDArray[Any], str]:
+    """Return the values of a label image as they are stored, [H, W] or [H, W, channels], and the name of its format.
+
+    It has the formats and limits of :func:`decode_rgb`. Nothing is turned upright or converted.
+
+    Raises:
+        ImageError: when the bytes cannot be decoded.
+    """
+    with _FaultsOf(data):
+        image, _ = _Loading()(data)
+        return np.asarray(image), image.format or ""
+
+
+def upright_size(data: bytes) -> tuple[int, int]:
+    """Return width and height in pixels of an image when it is upright; only its header is decoded.
+
+    Raises:
+        ImageError: when the header cannot be decoded.
+    """
+    with _FaultsOf(data):
+        image = open_image(data)
+        width, height = image.size
+        return (height, width) if _orientation(image) in _SIDEWAYS else (width, height)
 
 
 def has_one_channel(data: bytes) -> bool | None:

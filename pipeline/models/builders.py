@@ -1,8 +1,9 @@
 """Networks by name: ``torchvision:NAME``, ``smp:ARCHITECTURE/ENCODER`` or ``package.module:factory``.
 
-Each builder imports the heavy library that it needs. A model file may come from anywhere. So a factory of the user's
-own is only called if the environment variable ``DFSS_TRUSTED_BUILDERS`` names its module. Its module may lie in the
-current folder.
+Each builder imports the heavy library that it needs. A model file may come from anywhere. So a library builds only
+networks that it has itself, with arguments of an allow-list (:mod:`pipeline.models.arguments`). A factory of the user's
+own is only called if the environment variable ``DFSS_TRUSTED_BUILDERS`` names its module, or ``module:factory``. Its
+module may lie in the current folder.
 """
 
 import copy
@@ -11,22 +12,23 @@ import importlib
 import importlib.util
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from pipeline.models.arguments import RESERVED, SMP, TIMM, TORCHVISION, check_arguments
 from storage.errors import ModelError
+from storage.kinds import Kind, shown
 
 TRUSTED_BUILDERS = "DFSS_TRUSTED_BUILDERS"
-
-
-# Arguments that would download weights, or that the model's description already gives.
-RESERVED = {"weights", "weights_backbone", "encoder_weights", "num_classes", "classes"}
 
 
 def build_network(
@@ -40,7 +42,8 @@ def build_network(
     family, _, name = builder.partition(":")
     if not name:
         raise ModelError(
-            f"unknown builder {builder!r}; use torchvision:NAME, smp:ARCHITECTURE/ENCODER or package.module:factory"
+            f"unknown builder {shown(builder)}; use torchvision:NAME, smp:ARCHITECTURE/ENCODER or "
+            "package.module:factory"
         )
     if reserved := sorted(RESERVED & arguments.keys()):
         raise ModelError(
@@ -56,6 +59,38 @@ def build_network(
         _refuse_hidden_methods(network)
         _replace(network, _is_frozen_norm, _thawed)
         return network
+
+
+def outline(builder: str, num_classes: int, arguments: Mapping[str, Any]) -> nn.Module | None:
+    """The network of a library's builder without memory: names and shapes alone, on torch's meta device.
+
+    It still has the parts that no logit depends on. The result is None for a factory of the user's own, which is
+    trusted, and for a network that needs values while it is built. Of such a one the allow-list bounds every width.
+
+    Raises:
+        ModelError: see :func:`build_network`.
+    """
+    if builder.partition(":")[0] not in FAMILIES:
+        return None
+    try:
+        with torch.device("meta"), _Schedules():
+            return build_network(builder, num_classes, arguments)
+    except ModelError as error:
+        if isinstance(error.__cause__, RuntimeError) and "meta" in str(error):
+            return None
+        raise
+
+
+class _Schedules(TorchFunctionMode):
+    """Inside, schedules of a few numbers (of stochastic depth) have values on the meta device too."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        options = dict(kwargs or {})
+        if func is torch.linspace:
+            options.setdefault("device", "cpu")
+        return func(*args, **options)
 
 
 @contextmanager
@@ -83,23 +118,16 @@ def _from_torchvision(name: str, num_classes: int, arguments: Mapping[str, Any],
 
     if name not in list_models(module=segmentation):
         raise ModelError(f"torchvision has no segmentation model {name!r}; it has {', '.join(segmentation_names())}")
-    _refuse_arguments(f"torchvision:{name}", arguments, _named(get_model_builder(name)) - {"progress"})
+    check_arguments(f"torchvision:{name}", arguments, _taken(get_model_builder(name), TORCHVISION))
     backbone = "DEFAULT" if pretrained else None
     network: nn.Module = get_model(name, weights=None, weights_backbone=backbone, num_classes=num_classes, **arguments)
     return network
 
 
-def _named(function: Callable[..., Any]) -> set[str]:
-    """The arguments that a function names, without those that it takes as ``**kwargs``."""
-    parameters = inspect.signature(function).parameters.values()
-    return {one.name for one in parameters if one.kind is not one.VAR_KEYWORD} - {"self"}
-
-
-def _refuse_arguments(builder: str, arguments: Mapping[str, Any], known: set[str]) -> None:
-    """Refuse what the libraries would swallow without a word."""
-    known = known - RESERVED
-    if unknown := sorted(arguments.keys() - known):
-        raise ModelError(f"{builder} has no argument {unknown[0]!r}; it takes {', '.join(sorted(known)) or 'none'}")
+def _taken(function: Callable[..., Any], kinds: Mapping[str, Kind]) -> dict[str, Kind]:
+    """The arguments of an allow-list that a function names."""
+    named = inspect.signature(function).parameters
+    return {name: kind for name, kind in kinds.items() if name in named}
 
 
 def _from_smp(name: str, num_classes: int, arguments: Mapping[str, Any], pretrained: bool) -> nn.Module:
@@ -109,11 +137,10 @@ def _from_smp(name: str, num_classes: int, arguments: Mapping[str, Any], pretrai
     if not encoder:
         raise ModelError(f"smp:{name} names no encoder; write smp:ARCHITECTURE/ENCODER, for example smp:Unet/resnet18")
     _refuse_unknown(architecture, encoder)
-    if not encoder.startswith(("tu-", "timm-")):  # timm takes further arguments
-        kind = smp.MODEL_ARCHITECTURES_MAPPING[architecture.lower()]
-        _refuse_arguments(
-            f"smp:{name}", arguments, _named(kind.__init__) - {"encoder_name"} | {"decoder_use_batchnorm"}
-        )
+    kinds = _taken(smp.MODEL_ARCHITECTURES_MAPPING[architecture.lower()].__init__, SMP)
+    if "decoder_use_norm" in kinds:  # the name of earlier versions, which smp still takes
+        kinds["decoder_use_batchnorm"] = SMP["decoder_use_batchnorm"]
+    check_arguments(f"smp:{name}", arguments, {**kinds, **(TIMM if encoder.startswith("tu-") else {})})
     weights = "imagenet" if pretrained else None
     network: nn.Module = smp.create_model(
         architecture, encoder, encoder_weights=weights, classes=num_classes, **arguments
@@ -123,13 +150,25 @@ def _from_smp(name: str, num_classes: int, arguments: Mapping[str, Any], pretrai
 
 def _refuse_unknown(architecture: str, encoder: str) -> None:
     import segmentation_models_pytorch as smp
-    from segmentation_models_pytorch.encoders import encoders
+    from segmentation_models_pytorch.encoders import encoders, is_equivalent_to_timm_universal
 
     architectures = {kind.__name__: key for key, kind in smp.MODEL_ARCHITECTURES_MAPPING.items()}
     if architecture.lower() not in architectures.values():
-        raise ModelError(f"smp has no architecture {architecture!r}; {_similar(architecture, list(architectures))}")
-    if encoder not in encoders and not encoder.startswith(("tu-", "timm-")):
-        raise ModelError(f"smp has no encoder {encoder!r}; {_similar(encoder, list(encoders))}")
+        raise ModelError(
+            f"smp has no architecture {shown(architecture)}; {_similar(architecture, list(architectures))}"
+        )
+    if encoder.startswith("tu-"):
+        _refuse_unknown_to_timm(encoder.removeprefix("tu-"))
+    elif encoder not in encoders and not is_equivalent_to_timm_universal(encoder):
+        raise ModelError(f"smp has no encoder {shown(encoder)}; {_similar(encoder, list(encoders))}")
+
+
+def _refuse_unknown_to_timm(name: str) -> None:
+    """Refuse what timm would fetch from a hub or read from a folder, which it does for a name with a scheme."""
+    import timm
+
+    if not re.fullmatch(r"\w+(\.\w+)?", name, re.ASCII) or not timm.is_model(name):
+        raise ModelError(f"timm has no network {shown(name)}; {_similar(name, timm.list_models())}")
 
 
 def _similar(name: str, names: Sequence[str]) -> str:
@@ -181,8 +220,10 @@ def without_unused(network: nn.Module) -> nn.Module:
     """The network without the parts that its logits do not depend on.
 
     smp keeps the encoder's stages beyond ``encoder_depth``, runs one of them with some encoders, and would save them
-    all. A network that does not take 64x64 images is returned unchanged.
+    all. A network that does not take 64x64 images is returned unchanged, and so is one without memory.
     """
+    if any(parameter.is_meta for parameter in network.parameters()):
+        return network
     lean, training = copy.deepcopy(network).eval(), network.training
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     try:
@@ -215,17 +256,36 @@ FAMILIES = {"torchvision": _from_torchvision, "smp": _from_smp}
 
 
 def _from_factory(module: str, factory: str, num_classes: int, arguments: Mapping[str, Any]) -> nn.Module:
-    trusted = [name.strip() for name in os.environ.get(TRUSTED_BUILDERS, "").split(",")]
-    if module not in trusted:
+    trusted = {name.strip() for name in os.environ.get(TRUSTED_BUILDERS, "").split(",")} - {""}
+    builder = f"{module}:{factory}"
+    if not trusted & {module, builder}:
         raise ModelError(
-            f"the model runs {module}:{factory} to build its network; if you trust that code, "
-            f"set {TRUSTED_BUILDERS}={module}"
+            f"the model runs {shown(builder)} to build its network; if you trust that code, set "
+            f"{TRUSTED_BUILDERS}={module}"
         )
     _find(module)
-    network = getattr(importlib.import_module(module), factory)(num_classes=num_classes, **arguments)
+    build = getattr(importlib.import_module(module), factory if factory.isidentifier() else "", None)
+    if not callable(build) or factory.startswith("_"):
+        raise ModelError(f"{shown(builder)} cannot be built: {module} has no such function; correct the builder")
+    if builder not in trusted and _is_of_a_library(build, module):
+        raise ModelError(
+            f"{shown(builder)} belongs to a library that {module} only imports; if it builds the network, set "
+            f"{TRUSTED_BUILDERS}={builder}"
+        )
+    network = build(num_classes=num_classes, **arguments)
     if not isinstance(network, nn.Module):
-        raise ModelError(f"{module}:{factory} returned {type(network).__name__}, not a torch module")
+        raise ModelError(f"{builder} returned {type(network).__name__}, not a torch module")
     return network
+
+
+def _is_of_a_library(function: object, module: str) -> bool:
+    """Whether a function that is found in a module is of Python's own or another installed library."""
+    home = str(getattr(function, "__module__", ""))
+    library = home.partition(".")[0]
+    if library == module.partition(".")[0]:
+        return False
+    file = Path(getattr(sys.modules.get(library), "__file__", None) or "")
+    return library in sys.stdlib_module_names or not {"site-packages", "dist-packages"}.isdisjoint(file.parts)
 
 
 def _find(module: str) -> None:

@@ -4,6 +4,7 @@ Teacher and student are the same kind of file. The header's metadata key ``dfss`
 """
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pipeline.models.builders import Unused, segmentation_names
+from pipeline.models.builders import Unused, outline, segmentation_names
 from pipeline.models.checkpoints import COUNTERS
+from pipeline.models.narrowing import narrow
 from pipeline.models.official import official_weights
 from pipeline.models.segmenter import METADATA_KEY, ModelSpec, Segmenter, build_model
 from pipeline.models.soundness import check_tensors
@@ -21,6 +23,11 @@ from storage.files.publish import publish
 
 IN_RUNS = ("student.safetensors", "model.safetensors")
 """The names of models in run folders."""
+MOST_GROWTH, MOST_BESIDE = 4, 2**28
+"""A network may be built with so many times the numbers of its file, and so many beside: 1 GiB of memory.
+
+A cut network is built whole before it is reduced, and some stages of an encoder are in no file.
+"""
 
 
 def save_model(model: Segmenter, path: Path) -> None:
@@ -41,15 +48,7 @@ def read_spec(path: Path) -> ModelSpec:
     Raises:
         ModelError: the file does not exist, is not safetensors, or holds no valid description.
     """
-    if not path.exists():
-        raise ModelError(f"model file {path} does not exist; {_remedy(str(path))}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise ModelError(
-            f"{path} is not a safetensors file ({error}); make one with dfss-import --builder NAME --weights {path}"
-        ) from error
+    metadata, _ = _header(path)
     if METADATA_KEY not in metadata:
         raise ModelError(
             f"{path} holds weights but no description; add it with dfss-import --builder NAME --weights {path}"
@@ -58,6 +57,22 @@ def read_spec(path: Path) -> ModelSpec:
         return ModelSpec.from_json(metadata[METADATA_KEY])
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
+
+
+def _header(path: Path) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
+    """The metadata of a safetensors file, and the shapes of its tensors. No tensor is read."""
+    if not path.exists():
+        raise ModelError(f"model file {path} does not exist; {_remedy(str(path))}")
+    if not path.is_file():
+        raise ModelError(f"{path} is not a regular file; give a model file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  (no dict)
+            return dict(file.metadata() or {}), shapes
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"{path} is not a safetensors file ({error}); make one with dfss-import --builder NAME --weights {path}"
+        ) from error
 
 
 def _remedy(name: str) -> str:
@@ -88,25 +103,52 @@ def model_path(source: str | Path) -> Path:
     raise ModelError(f"{path} is a folder that holds neither {' nor '.join(IN_RUNS)}; give a model file")
 
 
-def load_model(source: str | Path) -> Segmenter:
+def load_model(source: str | Path, *, fetch: bool = True) -> Segmenter:
     """Load a model file, or official weights by name (``torchvision:deeplabv3_resnet50@DEFAULT``), in eval mode.
+
+    Official weights come from torchvision's cache, and are fetched if ``fetch`` allows it.
 
     Raises:
         ModelError: the file is missing or damaged, its network is not trusted, or its weights do not fit.
     """
     if isinstance(source, str) and "@" in source and not Path(source).exists():
-        return _load_official(source)
+        return _load_official(source, fetch=fetch)
     path = model_path(source)
-    model = build_model(read_spec(path))
+    spec = read_spec(path)
+    _check_size(path, spec)
+    model = build_model(spec)
     with safe_open(path, framework="pt") as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
     load_weights(model.network, weights, origin=str(path))
     return model.eval()
 
 
-def _load_official(name: str) -> Segmenter:
+def _check_size(path: Path, spec: ModelSpec) -> None:
+    """Compare a file's tensors with the network that it describes before either takes memory.
+
+    Raises:
+        ModelError: names or shapes differ, or the network is much larger than the file.
+    """
+    network = outline(spec.builder, spec.built_classes, spec.arguments)
+    if network is None:
+        return
+    whole = sum(tensor.numel() for tensor in network.state_dict().values())
+    narrow(network, spec.kept)
+    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    _, held = _header(path)
+    # The outline has parts that never run, which no file holds. What else is missing is found with the weights.
+    if shapes := _other_shapes(held, wanted):
+        raise _misfit(str(path), [few(shapes)])
+    numbers = sum(map(math.prod, held.values()))
+    if whole > MOST_GROWTH * numbers + MOST_BESIDE:
+        raise ModelError(
+            f"{path} holds {numbers:,} numbers, but describes a network of {whole:,}; check builder and arguments"
+        )
+
+
+def _load_official(name: str, *, fetch: bool) -> Segmenter:
     builder, _, version = name.partition("@")
-    official = official_weights(builder, version)
+    official = official_weights(builder, version, fetch=fetch)
     spec = ModelSpec(
         builder=builder,
         num_classes=len(official.class_names),
@@ -140,22 +182,28 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, origin: s
     ]
     # Old networks were saved without this counter, which inference does not use.
     missing = sorted(name for name in wanted.keys() - weights.keys() if not name.endswith(COUNTERS))
-    shapes = [
-        f"{name} is {tuple(weights[name].shape)}, not {tuple(wanted[name].shape)}"
-        for name in sorted(wanted.keys() & weights.keys())
-        if weights[name].shape != wanted[name].shape
-    ]
+    shapes = _other_shapes(*({name: tuple(one.shape) for name, one in each.items()} for each in (weights, wanted)))
     problems = [f"missing {few(missing)}"] * bool(missing)
     problems += [f"unknown {few(unknown or foreign)}"] * bool(unknown or (missing and foreign))
     problems += [few(shapes)] * bool(shapes)
     if problems:
-        raise ModelError(
-            f"{origin} does not fit the network: {'; '.join(problems)}; check builder, arguments and classes"
-        )
+        raise _misfit(origin, problems)
     own = {name: tensor for name, tensor in weights.items() if name in wanted}
     check_tensors(own, origin=origin)
     network.load_state_dict(own, strict=False)
     return [name for name in foreign if not name.startswith(unused) and not name.endswith(COUNTERS)]
+
+
+def _other_shapes(held: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> list[str]:
+    return [
+        f"{name} is {held[name]}, not {wanted[name]}"
+        for name in sorted(wanted.keys() & held.keys())
+        if held[name] != wanted[name]
+    ]
+
+
+def _misfit(origin: str, problems: Sequence[str]) -> ModelError:
+    return ModelError(f"{origin} does not fit the network: {'; '.join(problems)}; check builder, arguments and classes")
 
 
 def _unused(network: nn.Module) -> list[str]:

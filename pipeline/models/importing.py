@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.models.builders import RESERVED, build_network, resolve_builder
+from pipeline.models.arguments import RESERVED
+from pipeline.models.builders import build_network, resolve_builder
 from pipeline.models.checkpoints import choose_set, fitting_sets, read_checkpoint
 from pipeline.models.files import few, load_weights, save_model
 from pipeline.models.hooks import adapt, on_outputs

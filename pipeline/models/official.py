@@ -25,8 +25,8 @@ class OfficialWeights:
     std: tuple[float, ...]
 
 
-def official_weights(builder: str, version: str) -> OfficialWeights:
-    """Fetch published weights through torchvision's cache.
+def official_weights(builder: str, version: str, *, fetch: bool = True) -> OfficialWeights:
+    """Published weights from torchvision's cache, into which they are fetched unless that is not wished.
 
     Raises:
         ModelError: the model or version does not exist, or its file is not in the cache and cannot be fetched.
@@ -44,7 +44,7 @@ def official_weights(builder: str, version: str) -> OfficialWeights:
     entry = versions[version]
     transform = entry.transforms()
     return OfficialWeights(
-        weights=_fetch(entry, builder),
+        weights=_fetch(entry, builder, fetch=fetch),
         class_names=tuple(entry.meta["categories"]),
         resize=transform.resize_size[0],
         mean=tuple(transform.mean),
@@ -52,8 +52,10 @@ def official_weights(builder: str, version: str) -> OfficialWeights:
     )
 
 
-def _fetch(entry: Any, builder: str) -> Mapping[str, Tensor]:
+def _fetch(entry: Any, builder: str, *, fetch: bool) -> Mapping[str, Tensor]:
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(entry.url).name
+    if not fetch and not cached.is_file():
+        raise ModelError(f"weights of {builder} are not in {cached}, and nothing is fetched because a file says so")
     try:
         state: Mapping[str, Tensor] = entry.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (URLError, RuntimeError, OSError) as error:

@@ -10,7 +10,6 @@ Shapes: N images, K classes, H x W pixels; C channels that the network reads; h 
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +22,7 @@ from pipeline.models.merging import Members, merge
 from pipeline.models.narrowing import Kept, narrow
 from pipeline.settings import Channels
 from storage.errors import ModelError
+from storage.kinds import Kind, first_fault, named, number, plain, several, shown, text, whole, word
 
 METADATA_KEY = "dfss"
 
@@ -34,6 +34,30 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 MOST_MULTIPLE = 4096
+LONGEST_HEADER = 2**25
+"""Characters of a description; that of a cut network with a million channels has a third of it."""
+CLASSES = whole(0, 2**16)
+FACTOR = number(1e-6, 1e6)
+SCHEMA: Mapping[str, Kind] = {
+    "builder": text(200),
+    "num_classes": CLASSES,
+    "class_names": several(text(1000), 0, 2**16),
+    "image_size": several(whole(1, 2**14), 2, 2),
+    "arguments": named(plain(8), 100),
+    "mean": dataclasses.replace(several(number(-1e6, 1e6), 3, 3), words="3 numbers, which must be finite"),
+    "std": dataclasses.replace(several(FACTOR, 3, 3), words="3 numbers, which must be finite, and std above 0"),
+    "kept": dataclasses.replace(
+        named(named(several(whole(0, 2**20), 0, 2**20), 2), 2**16),
+        words="the channels by module and side: {MODULE: {in: [...], out: [...]}}",
+    ),
+    "channels": word("rgb", "bgr", "grey"),
+    "factor": FACTOR,
+    "multiple": whole(1, MOST_MULTIPLE),
+    "output": text(200),
+    "network_classes": CLASSES,
+    "members": several(several(CLASSES, 1, 2**16), 0, 2**16),
+}
+"""What each field of a description must be. A model file may come from anywhere."""
 ALWAYS = ("builder", "num_classes", "class_names", "image_size", "arguments", "mean", "std")
 """Fields that every description has."""
 
@@ -73,6 +97,8 @@ class ModelSpec:
     """For each class the network's classes that it consists of (:mod:`pipeline.models.merging`); empty: the same."""
 
     def __post_init__(self) -> None:
+        if fault := first_fault({name: getattr(self, name) for name in SCHEMA}, SCHEMA):
+            raise ModelError(f"the description of the model cannot be used: {fault}")
         if self.num_classes < 2:
             raise ModelError(
                 f"a segmentation model needs at least 2 classes, not {self.num_classes}; see --num-classes"
@@ -82,28 +108,12 @@ class ModelSpec:
                 f"{len(self.class_names)} class names for {self.num_classes} classes; make --class-names and "
                 "--num-classes agree"
             )
-        if len(self.image_size) != 2 or min(self.image_size) < 1:
-            raise ModelError(f"image size {self.image_size} is not height x width in pixels; see --image-size")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise ModelError(f"mean {self.mean} and std {self.std} must be 3 numbers each, std above 0")
-        if not all(map(math.isfinite, (*self.mean, *self.std))):
-            raise ModelError(f"mean {self.mean} and std {self.std} must be finite; see --mean and --std")
-        if not isinstance(self.kept, Mapping) or not all(isinstance(sides, Mapping) for sides in self.kept.values()):
-            raise ModelError("kept channels must be lists by module and side: {MODULE: {in: [...], out: [...]}}")
-        if self.channels not in CHANNELS:
-            raise ModelError(f"channels {self.channels!r} are not one of {', '.join(CHANNELS)}")
-        if not 0 < self.factor < math.inf:
-            raise ModelError(f"factor {self.factor} is not a number above 0; see --factor")
-        if type(self.multiple) is not int or not 1 <= self.multiple <= MOST_MULTIPLE:
-            raise ModelError(f"multiple {self.multiple} is not a number of pixels from 1 to {MOST_MULTIPLE}")
         self._check_classes()
 
     def _check_classes(self) -> None:
         count, members = self.built_classes, self.members
         if members:
-            valid = len(members) == self.num_classes and all(
-                group and all(type(index) is int and 0 <= index < count for index in group) for group in members
-            )
+            valid = len(members) == self.num_classes and all(all(index < count for index in group) for group in members)
         else:
             valid = count == self.num_classes or (count, self.num_classes) == (1, 2)
         if not valid:
@@ -141,12 +151,32 @@ class ModelSpec:
         Raises:
             ModelError: a field is missing, unknown or malformed.
         """
+        if len(text) > LONGEST_HEADER:
+            raise ModelError(f"its {METADATA_KEY!r} header has {len(text)} characters, which no model needs")
         try:
-            fields = json.loads(text)
-            fields.pop("unused", None)  # building finds them again
-            return cls(**{name: value if name == "arguments" else _as_tuple(value) for name, value in fields.items()})
-        except (json.JSONDecodeError, TypeError, AttributeError) as error:
+            fields = json.loads(text, object_pairs_hook=_distinct)
+        except (ValueError, RecursionError) as error:
             raise ModelError(f"its {METADATA_KEY!r} header is not a model description ({error})") from error
+        if not isinstance(fields, dict):
+            raise ModelError(f"its {METADATA_KEY!r} header is not a model description (it is no mapping)")
+        fields.pop("unused", None)  # building finds them again
+        if missing := [name for name in ALWAYS[:4] if name not in fields]:
+            raise ModelError(f"its {METADATA_KEY!r} header is not a model description (it has no {missing[0]!r})")
+        if unknown := sorted(fields.keys() - SCHEMA.keys()):
+            raise ModelError(
+                f"its {METADATA_KEY!r} header has a field {shown(unknown[0])} that this version of DFSS does not know; "
+                "install a newer version"
+            )
+        if fault := first_fault(fields, SCHEMA):  # before anything walks through what may be huge or deep
+            raise ModelError(f"its {METADATA_KEY!r} header is not a model description: {fault}")
+        return cls(**{name: value if name == "arguments" else _as_tuple(value) for name, value in fields.items()})
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):  # others may read the first of them where Python reads the last
+        raise ValueError("a name occurs twice")
+    return found
 
 
 def _as_tuple(value: Any) -> Any:

@@ -20,6 +20,7 @@ from pipeline.decoding.batches import content_hash
 from pipeline.decoding.pillow import decode_covering
 from pipeline.selection.select import check_selection
 from storage.errors import CorpusError, ImageError
+from storage.scores.places import check_place
 from storage.scores.store import ScoreStore
 from storage.selection import Selection
 
@@ -38,9 +39,12 @@ class SelectedImages(Generic[ImageT]):
         Raises:
             SelectionError: the selection was made from other scores.
             CorpusError: the corpus is neither where it was scored nor at ``root``.
+            StoreError: the store names an address that the user did not (:func:`storage.scores.places.check_place`).
         """
         check_selection(store, selection)
         self.rows: Sequence[int] = [int(row) for row in selection.table["row"]]
+        if root is None:
+            check_place(store.corpus["root"], store.path)
         corpus = moved(Corpus(**store.corpus), root)
         self._decode = decode
         self._keys = list(selection.table["key"])

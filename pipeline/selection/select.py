@@ -109,11 +109,24 @@ def image_count(budget: int | float, available: int) -> int:
 
 
 def check_selection(store: ScoreStore, selection: Selection) -> None:
-    """Raise SelectionError if a selection was not made from this store's scores."""
+    """Raise SelectionError if a selection was not made from this store's scores, or contradicts them."""
     if selection.about.get("scores") != scores_fingerprint(store):
         raise SelectionError(
             f"the selection was made from other scores than those in {store.path}; run dfss-select again"
         )
+    rows, last = selection.table["row"].to_numpy(), len(store) - 1
+    if outside := [int(row) for row in rows if not 0 <= row <= last][:1]:
+        raise SelectionError(
+            f"the selection has row {outside[0]}, but {store.path} only 0 to {last}; run dfss-select again"
+        )
+    if (store.status()[rows] != SCORED).any():
+        raise SelectionError(f"the selection has an image without a score in {store.path}; run dfss-select again")
+    for name in ("key", "distance"):
+        held, there = selection.table[name].to_numpy(), store.column(name)[rows]
+        if (wrong := np.flatnonzero(held != there)).size:
+            raise SelectionError(
+                f"the selection gives row {rows[wrong[0]]} another {name} than {store.path}; run dfss-select again"
+            )
 
 
 def scores_fingerprint(store: ScoreStore) -> str:

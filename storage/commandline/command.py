@@ -22,6 +22,7 @@ from typer.core import TyperCommand
 from storage.commandline.declaration import Field, fields_of
 from storage.commandline.given import Given
 from storage.commandline.params import PARAMS_FILE
+from storage.commandline.terminal import one_line, printable
 from storage.commandline.values import METHOD, PANELS, one_of, refuse
 from storage.errors import DFSSError, SettingsError, Terminated
 
@@ -152,7 +153,7 @@ class OneLine:
             self._fail("interrupted", 130)
 
     def _fail(self, message: str, code: int) -> NoReturn:
-        sys.stderr.write(f"{self.name}: error: {' '.join(message.split())}\n")
+        sys.stderr.write(f"{self.name}: error: {printable(' '.join(message.split()))}\n")
         raise SystemExit(code) from None
 
 
@@ -205,7 +206,9 @@ class ErrorLines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write a line. A warning begins with its level, a piece of information does not."""
         level = "" if record.levelno <= logging.INFO else f"{record.levelname}: "
-        sys.stderr.write(f"{level}{self.format(record)}\n")
+        # Ours are lines; those of libraries may have several.
+        written = one_line if record.name.partition(".")[0] in ROOMS else printable
+        sys.stderr.write(f"{level}{written(self.format(record))}\n")
         sys.stderr.flush()
 
 
@@ -225,7 +228,7 @@ def show_logs() -> None:
 
 def say(text: str) -> None:
     """Print a line to stdout without wrapping and without markup."""
-    Console().print(text, highlight=False, soft_wrap=True, markup=False)
+    Console().print(printable(text), highlight=False, soft_wrap=True, markup=False)
 
 
 def _place(field: Field) -> tuple[int, bool]:
@@ -329,7 +332,7 @@ def run_one_of(commands: Mapping[str, str], *, name: str, version: str, argv: li
     if first in HELP_NAMES:
         say(f"Usage: {name} COMMAND [OPTIONS]\n")
         for word, place in commands.items():
-            say(f"  {word:<12}{_found(place).help.partition('. ')[0].rstrip('.')}")
+            say(f"  {word:<12}{found(place).help.partition('. ')[0].rstrip('.')}")
         say(f"\n{name} COMMAND --help explains the options of a command; {name} --version prints the version.")
         raise SystemExit(0)
     with OneLine(name):
@@ -337,10 +340,11 @@ def run_one_of(commands: Mapping[str, str], *, name: str, version: str, argv: li
             one_of(first, list(commands))
         except ValueError as error:
             raise SettingsError(f"command {first!r} {error}") from None
-    _found(commands[first])(words[1:], name=f"{name} {first}")
+    found(commands[first])(words[1:], name=f"{name} {first}")
 
 
-def _found(place: str) -> Command[Any]:
+def found(place: str) -> Command[Any]:
+    """The command at ``module:name``."""
     module, _, attribute = place.partition(":")
     command: Command[Any] = getattr(importlib.import_module(module), attribute)
     return command

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from storage.commandline.terminal import one_line
 from storage.progress import Progress, Step
 
 
@@ -53,7 +54,7 @@ def _lines(title: str, unit: str, every: float) -> Iterator[Progress]:
         words = [f"{step.task or title} {step.done}/{step.total} {counted}"]
         if rate:
             words += [f"{rate:.1f} {counted}/s", f"{(step.total - step.done) / rate:.0f} s left"]
-        sys.stderr.write(", ".join([*words, step.note] if step.note else words) + "\n")
+        sys.stderr.write(one_line(", ".join([*words, step.note] if step.note else words)) + "\n")
         sys.stderr.flush()
         last = now
 

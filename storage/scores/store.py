@@ -29,13 +29,15 @@ from storage.scores.schema import (
     Unit,
     columns_of,
 )
+from storage.scores.soundness import array_fault, attributes_fault
 from storage.scores.units import PENDING, pending, units, write_unit
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # The errors that zarr raises for a folder or a metadata file that is not a Zarr group.
-NOT_ZARR = (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError)
+NOT_ZARR = (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+SCORE_AGAIN = "score the corpus again with dfss-score --overwrite"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,16 +56,21 @@ class ScoreStore:
         """The settings that the scores depend on, and whether the scores are complete."""
         return dict(self.group.attrs)
 
+    def _attribute(self, name: str) -> Any:
+        if name not in self.group.attrs:
+            raise StoreError(f"{self.path} has no attribute {name!r}; {SCORE_AGAIN}")
+        return self.group.attrs[name]
+
     @property
     def corpus(self) -> Attributes:
-        """The fields of the corpus; its root is a path from the working folder."""
-        corpus: Attributes = dict(self.attributes["corpus"])
+        """The fields of the corpus; the root is a path from the working folder, or an address nobody trusts yet."""
+        corpus: Attributes = dict(self._attribute("corpus"))
         return corpus | {"root": found(str(corpus["root"]), self.path)}
 
     @property
     def teacher_path(self) -> str:
         """The teacher's model file, as a path from the working folder, or the name of official weights."""
-        return found(str(self.attributes["teacher_path"]), self.path)
+        return found(str(self._attribute("teacher_path")), self.path)
 
     @property
     def complete(self) -> bool:
@@ -72,11 +79,11 @@ class ScoreStore:
 
     def units(self) -> list[range]:
         """The rows of each work unit."""
-        return units(len(self), int(self.attributes["shard_size"]))
+        return units(len(self), int(self._attribute("shard_size")))
 
     def pending_units(self) -> list[range]:
         """The rows of each work unit that is not committed yet."""
-        return pending(self.status(), int(self.attributes["shard_size"]))
+        return pending(self.status(), int(self._attribute("shard_size")))
 
     def status(self) -> NDArray[np.uint8]:
         """The status of each row, uint8 [N]."""
@@ -103,13 +110,19 @@ class ScoreStore:
         return name in self.group
 
     def _array(self, name: str) -> zarr.Array[Any]:
-        if name not in self.group:
+        try:
+            array = self.group[name] if name in self.group else None  # noqa: SIM401  (get would hide a bad codec)
+        except NOT_ZARR as error:
+            raise StoreError(f"array {name!r} of {self.path} cannot be opened ({error}); {SCORE_AGAIN}") from error
+        if array is None:
             self._refuse_if_gone()
             optional = name in COLUMNS and COLUMNS[name].optional
             how = f"dfss-score --overwrite --{name}" if optional else "dfss-score with another --out"
             raise StoreError(f"{self.path} has no {name!r}; score the corpus again with {how}")
-        array = self.group[name]
-        assert isinstance(array, zarr.Array)
+        if not isinstance(array, zarr.Array):
+            raise StoreError(f"{name!r} of {self.path} is no array; {SCORE_AGAIN}")
+        if fault := array_fault(name, array, self.attributes):
+            raise StoreError(f"array {name!r} of {self.path} {fault}; {SCORE_AGAIN}")
         return array
 
     def _refuse_if_gone(self) -> None:
@@ -120,7 +133,7 @@ class ScoreStore:
         """The manifest of the corpus, as it was listed."""
         return Manifest(
             keys=[str(key) for key in self.column("key")],
-            sources=tuple(self.attributes["sources"]),
+            sources=tuple(self._attribute("sources")),
             source=self.column("manifest/source"),
             offset=self.column("manifest/offset"),
             size=self.column("manifest/size"),
@@ -172,7 +185,7 @@ class ScoreStore:
             self.write_unit(unit, columns)
 
     def _units_of(self, rows: NDArray[np.int64]) -> list[range]:
-        numbers = np.unique(rows // int(self.attributes["shard_size"]))
+        numbers = np.unique(rows // int(self._attribute("shard_size")))
         units = self.units()
         return [units[int(number)] for number in numbers]
 
@@ -188,7 +201,7 @@ class ScoreStore:
         """Write centroids [K, D], the cell of each row [N] (-1 where not scored) and the serialised FAISS index."""
         remove(self.path / "diversity")  # whatever an interrupted run left of it
         diversity = self.group.create_group("diversity")
-        rows = int(self.attributes["shard_size"])
+        rows = int(self._attribute("shard_size"))
         diversity.create_array("centroids", data=centroids)
         diversity.create_array("cell", data=cell, chunks=(max(rows, 65536),), fill_value=-1)
         diversity.create_array("index", data=index, chunks=(min(len(index), 1 << 26),))
@@ -239,6 +252,8 @@ def open_store(path: Path, *, writable: bool = False) -> ScoreStore:
     """
     if not path.exists():
         raise StoreError(f"no scores in {path}; run dfss-score --out {path} first")
+    if (path / "zarr.json").exists() and not (path / "zarr.json").is_file():
+        raise StoreError(f"{path} is not a score store (its zarr.json is no file); run dfss-score with another --out")
     try:
         group = zarr.open_group(path, mode="r+" if writable else "r", zarr_format=3)
     except NOT_ZARR as error:
@@ -250,6 +265,8 @@ def open_store(path: Path, *, writable: bool = False) -> ScoreStore:
         raise StoreError(
             f"{path} has score schema {version}, not {SCHEMA_VERSION}; score it again with dfss-score --overwrite"
         )
+    if fault := attributes_fault(dict(group.attrs)):
+        raise StoreError(f"{path} is not a sound score store: {fault}; {SCORE_AGAIN}")
     return ScoreStore(path, group)
 
 

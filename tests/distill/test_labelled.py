@@ -270,3 +270,26 @@ def test_void_stays_void_where_labels_are_mapped(labelled_folder: Path) -> None:
     expected = {0: 2, 1: 0, 2: 1, 255: 255}
     np.testing.assert_array_equal(turned.label(0), np.vectorize(expected.get)(data.label(0)))
     assert torch.from_numpy(turned.label(0).copy()).dtype == torch.uint8
+
+
+@pytest.mark.parametrize("part", ["labels", "images"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(x) run\n",
+        b"P5 60000 60000 255\n" + bytes(100),
+        b"%PDF-1.4\n",
+        b"",
+    ],
+    ids=["a program for Ghostscript", "a bomb", "a document", "nothing"],
+)
+def test_labels_and_images_are_opened_by_one_decoder_with_limits(
+    part: str, content: bytes, labelled_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("a program was started"))
+    monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("a program was started"))
+    file = sorted((labelled_folder / part).iterdir())[0]
+    file.write_bytes(content)
+    data = open_labelled(labelled_folder)
+    with pytest.raises(DataError, match=re.escape(str(file))):
+        data.checked_label(0, 3) if part == "labels" else data.image(0)

@@ -17,6 +17,7 @@ from stages import score_folder, select_images
 
 from pipeline.models.builders import TRUSTED_BUILDERS
 from pipeline.scoring.run import score
+from pipeline.selection.images import SelectedImages
 from pipeline.selection.select import check_selection, default_path, first, make_selection, select
 from pipeline.selection.strategies import ads_order
 from pipeline.selection.weights import distance_weights
@@ -291,14 +292,26 @@ def test_a_selection_is_of_the_distances_that_it_was_made_from(store: ScoreStore
         check_selection(other, selection)
 
 
+def other_than(name: str, value: Any) -> Any:
+    """Another value of the same kind."""
+    match value:
+        case bool():
+            return not value
+        case int():
+            return value + 1
+        case dict():
+            return {**value, "root": "elsewhere"}
+        case list():
+            return [*value, "x"]
+    return 5 if name == "limit" else "x"
+
+
 def test_a_selection_is_of_every_setting_of_its_scores_and_not_of_where_things_lie(store: ScoreStore) -> None:
     selection = select_images(store, budget=5)
     places = {"corpus", "sources", "teacher_path", "complete"}
     assert places < set(store.attributes)
     for number, name in enumerate(sorted(set(store.attributes) - {"complete", "schema_version", "manifest"})):
-        value = store.attributes[name]
-        other = {**value, "root": "elsewhere"} if isinstance(value, dict) else [*value, "x"] if value == [] else "x"
-        copy = changed(store, Path(f"{number}.zarr"), **{name: other})
+        copy = changed(store, Path(f"{number}.zarr"), **{name: other_than(name, store.attributes[name])})
         if name in places:
             check_selection(copy, selection)
         else:
@@ -348,3 +361,33 @@ def test_distances_that_are_all_but_equal_are_said(
     assert [message.partition(",")[0] for message in caplog.messages] == (
         ["the distances of all 3 images in s.zarr are equal (5.004)"] if said else []
     )
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("row", -1, "row -1, but"),
+        ("row", 23, "row 23, but"),
+        ("row", 11, "image without a score"),
+        ("key", "other", "another key than"),
+        ("distance", 0.5, "another distance than"),
+    ],
+)
+def test_a_selection_that_contradicts_its_store_is_refused(
+    column: str, value: Any, message: str, store: ScoreStore
+) -> None:
+    selection = select_images(store, budget=5)
+    selection.table.loc[2, column] = value
+    with pytest.raises(SelectionError, match=message):
+        check_selection(store, selection)
+
+
+@pytest.mark.parametrize("root", ["http://127.0.0.1:9/x", "reference://::scores.zarr/refs.json", "memory://x"])
+def test_the_images_of_a_store_are_not_fetched_from_an_address_in_it(
+    root: str, store: ScoreStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fsspec.core.url_to_fs", lambda *_, **__: pytest.fail("an address was opened"))
+    selection = select_images(store, budget=5)
+    other = changed(store, Path("sent.zarr"), corpus={**store.attributes["corpus"], "root": root})
+    with pytest.raises(StoreError, match="give their place with --root"):
+        SelectedImages(other, selection, decode=len)
