@@ -78,7 +78,7 @@ class Recogniser:
         if not known and included and (known is None or self.include):
             try:
                 known = looks_like_image(head())
-            except PermissionError:
+            except OSError:  # whatever its errno, it is the fault of this file
                 self.left_out.add(CLOSED_FILES, path)
         if known and not included:
             self.left_out.add(EXCLUDED, path, wished=True)
