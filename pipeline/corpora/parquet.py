@@ -38,8 +38,8 @@ _KEY_COLUMNS = ("key", "__key__", "path", "id", "file_name")
 
 
 @contextmanager
-def parquet_file(files: Files, path: str) -> Iterator[Any]:
-    """Open a Parquet file as a pyarrow.parquet.ParquetFile.
+def parquet_file(files: Files, path: str) -> Iterator[tuple[Any, int]]:
+    """Open a Parquet file as a pyarrow.parquet.ParquetFile, and tell its bytes.
 
     Raises:
         DamagedError: when it is not a complete Parquet file, or states absurd numbers.
@@ -64,7 +64,7 @@ def parquet_file(files: Files, path: str) -> Iterator[Any]:
             fault = "a Git LFS pointer" if pointer else f"not a complete Parquet file ({error})"
             remedy = "run git lfs pull" if pointer else "fetch it again or leave it out"
             raise DamagedError(f"{path} is {fault}; {remedy}") from error
-        yield file
+        yield file, size
 
 
 def _check_counts(file: Any, size: int) -> None:
@@ -169,7 +169,7 @@ def list_parquet(corpus: Corpus, files: Files, paths: list[str], left_out: LeftO
     keys, counts, all_have_keys = list[str](), list[int](), True
     used, faults, sound = dict[str, list[str]](), list[CorpusError](), list[str]()
     for path in paths:
-        with of_container(files, path, UNREADABLE, left_out, faults), parquet_file(files, path) as file:
+        with of_container(files, path, UNREADABLE, left_out, faults), parquet_file(files, path) as (file, _):
             images = image_column(file.schema_arrow, path, corpus.column)
             used[images] = [field.name for field in file.schema_arrow if holds_images(field.type)]
             own_keys, count = _own_keys(file, images), file.metadata.num_rows

@@ -24,6 +24,8 @@ _OPEN_FILES = 4
 """Files that are kept open; threads that read in order are in one or two."""
 _OPEN_GROUPS = 2
 """Row groups of a file that are decoded at once, because threads that read in order overtake each other."""
+_MOST_DECODED, _MOST_EXPANSION = 2**30, 1000
+"""A row group may decode to the first of bytes, and the second times the bytes of its file."""
 _COST = 100
 """Bytes of memory that a row takes beside its image."""
 
@@ -124,7 +126,7 @@ class _File:
             if (kept := self._rows.get(self._name, row)) is not None:
                 return kept
             if not self._starts:
-                with parquet_file(self._files, self._name) as file:
+                with parquet_file(self._files, self._name) as (file, _):
                     self._starts = [0, *accumulate(group_rows(file))]
             if row >= self._starts[-1]:
                 return ImageError(
@@ -191,18 +193,22 @@ class _Group:
         self.next = start
         self._opened = ExitStack()
         with self._opened:
-            file = self._opened.enter_context(parquet_file(files, name))
+            file, size = self._opened.enter_context(parquet_file(files, name))
             column = image_column(file.schema_arrow, name, wanted)
             self._rows = _read_group(file, group, column, most)
+            self._allowed = _MOST_DECODED + _MOST_EXPANSION * size
             self._opened = self._opened.pop_all()
 
     def decode(self) -> Row | None:
-        """Return the next row; None if the group is damaged from there on."""
+        """Return the next row; None if the group is damaged from there on, or grows without bounds."""
         try:
             with foreign_code():
                 row = next(self._rows, None)
         except DamagedError as error:
             _raise_of_network(error.__cause__)
+            return None
+        self._allowed -= _size(row)
+        if self._allowed < 0:
             return None
         self.next += 1
         return row
