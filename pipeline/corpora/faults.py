@@ -24,22 +24,24 @@ class DamagedError(CorpusError):
     """One file of a corpus is not what its name says, or is damaged; the other files can be used."""
 
 
-@contextmanager
-def foreign_code(place: str = "") -> Iterator[None]:
-    """Inside the block, where a library parses what a stranger wrote, turn all that it raises into a DamagedError.
+class _ForeignCode:
+    """A block in which a library parses what a stranger wrote. All that it raises becomes a DamagedError.
 
     Errors of the system keep their type, because they may be those of a network or a disk.
     """
-    try:
-        yield
-    except DFSSError:
-        raise
-    except OSError as error:
-        if error.errno is not None or isinstance(error, TimeoutError | ConnectionError):
-            raise
-        raise DamagedError(f"{place}{reason(error)}") from error
-    except Exception as error:
-        raise DamagedError(f"{place}{reason(error)}") from error
+
+    def __enter__(self) -> None:
+        """Do nothing."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, Exception) or isinstance(error, DFSSError):
+            return
+        is_of_system = isinstance(error, OSError) and error.errno is not None
+        if not is_of_system and not isinstance(error, TimeoutError | ConnectionError):
+            raise DamagedError(reason(error)) from error
+
+
+FOREIGN_CODE = _ForeignCode()
 
 
 @contextmanager

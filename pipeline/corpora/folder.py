@@ -13,7 +13,7 @@ from pipeline.corpora.recognise import Recogniser, no_image
 from pipeline.corpora.walk import walk
 from pipeline.decoding.formats import HEAD_BYTES
 from storage.errors import CorpusError
-from storage.files.places import Entry, Files, is_url, join, open_files
+from storage.files.places import Files, is_url, join, open_files
 from storage.keys import path_to_key
 from storage.manifest import Manifest
 
@@ -24,11 +24,7 @@ _LINES_TRIED = 100
 
 def walk_images(files: Files, recogniser: Recogniser) -> Iterator[tuple[str, int]]:
     """Yield (path, bytes) of every image, in the order of their paths."""
-
-    def skips(path: str, entry: Entry) -> bool:
-        return recogniser.skips(path, is_folder=entry.is_folder)
-
-    for path, entry in walk(files, left_out=recogniser.left_out, skips=skips):
+    for path, entry in walk(files, left_out=recogniser.left_out, skips=recogniser.skips):
         if entry.fault:
             recogniser.cannot_read(entry.fault, path)
         elif not entry.is_folder and is_image_file(files, path, recogniser):

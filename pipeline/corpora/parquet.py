@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.corpora.corpus import Corpus
-from pipeline.corpora.faults import DamagedError, foreign_code, of_container
+from pipeline.corpora.faults import FOREIGN_CODE, DamagedError, of_container
 from pipeline.corpora.leftout import LeftOut
 from storage.errors import CorpusError
 from storage.files.places import Files
@@ -55,7 +55,7 @@ def parquet_file(files: Files, path: str) -> Iterator[tuple[Any, int]]:
         try:
             if size >= 8 and footer > _MOST_FOOTER:
                 raise DamagedError(f"its footer would take {footer:,} bytes")
-            with foreign_code():
+            with FOREIGN_CODE:
                 file = pq.ParquetFile(stream, buffer_size=_BUFFER)
                 _check_counts(file, size)
         except DamagedError as error:
@@ -140,7 +140,7 @@ def parquet_keys(file: Any, images: str) -> list[str] | None:
     usable = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)
     if not usable or schema.names.count(leaf) > 1:
         return None
-    with foreign_code():
+    with FOREIGN_CODE:
         return _read_keys(file, leaf)
 
 

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from itertools import accumulate
 from typing import Any
 
-from pipeline.corpora.faults import DamagedError, foreign_code
+from pipeline.corpora.faults import FOREIGN_CODE, DamagedError
 from pipeline.corpora.parquet import group_rows, image_column, parquet_file
 from storage.errors import ImageError
 from storage.files.places import Files, check_size
@@ -202,7 +202,7 @@ class _Group:
     def decode(self) -> Row | None:
         """Return the next row; None if the group is damaged from there on, or grows without bounds."""
         try:
-            with foreign_code():
+            with FOREIGN_CODE:
                 row = next(self._rows, None)
         except DamagedError as error:
             _raise_of_network(error.__cause__)

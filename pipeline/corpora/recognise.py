@@ -9,7 +9,7 @@ from pipeline.corpora.leftout import LeftOut
 from pipeline.corpora.patterns import expand_braces
 from pipeline.decoding.formats import looks_like_image
 from storage.errors import CorpusError
-from storage.files.places import is_hidden
+from storage.files.places import Entry, is_hidden
 
 IMAGE_EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".avif"),
@@ -84,12 +84,12 @@ class Recogniser:
             self.left_out.add(EXCLUDED, path, wished=True)
         return bool(known) and included
 
-    def skips(self, path: str, *, is_folder: bool = False) -> bool:
-        """Tell whether the last part of a path is hidden, and count it if it may be an image of the user's."""
-        name = path.rpartition("/")[2]
+    def skips(self, path: str, entry: Entry) -> bool:
+        """Tell whether an entry is hidden, and count it if it may be an image of the user's."""
+        name = entry.name
         if not is_hidden(name):
             return False
-        if is_folder:
+        if entry.is_folder:
             self.left_out.add(HIDDEN_FOLDERS, path)
         elif by_name(path) and not name.startswith("._"):  # those are a system's notes on other files
             self.left_out.add(HIDDEN_FILES, path)

@@ -17,7 +17,7 @@ from typing import BinaryIO
 import numpy as np
 
 from pipeline.corpora.corpus import Corpus
-from pipeline.corpora.faults import DamagedError, foreign_code, of_container, reason, stands
+from pipeline.corpora.faults import FOREIGN_CODE, DamagedError, of_container, reason, stands
 from pipeline.corpora.leftout import LeftOut
 from pipeline.corpora.recognise import Recogniser, no_image
 from pipeline.decoding.formats import HEAD_BYTES
@@ -50,12 +50,9 @@ class _Part(io.RawIOBase):
 
     def __init__(self, stream: BinaryIO, start: int, stop: int) -> None:
         self._stream, self._start, self._stop, self._position = stream, start, stop, 0
-        self._allowed = _MOST_HEADER
+        self.allowed = _MOST_HEADER
+        """Bytes that may still be read for the headers of this member."""
         self._kind = b""  # the type of the header that was read last
-
-    def begin_member(self) -> None:
-        """Allow as many bytes as the headers of one member may have."""
-        self._allowed = _MOST_HEADER
 
     def seekable(self) -> bool:
         return True
@@ -74,8 +71,8 @@ class _Part(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         left = max(0, self._stop - self._start - self._position)
         wanted = left if size < 0 else min(size, left)
-        self._allowed -= wanted
-        if self._allowed < 0:
+        self.allowed -= wanted
+        if self.allowed < 0:
             raise tarfile.ReadError(f"headers of one member that take more than {_MOST_HEADER:,} bytes")
         try:
             self._stream.seek(self._start + self._position)
@@ -129,9 +126,9 @@ class _TarFile:
             return
         position = 0
         while True:
-            part.begin_member()
+            part.allowed = _MOST_HEADER
             try:
-                with foreign_code():
+                with FOREIGN_CODE:
                     member = tar.next()
             except DamagedError as error:
                 self._lose(position, error)
@@ -175,7 +172,7 @@ class _TarFile:
         try:
             magic = part.read(6)
             part.seek(0)
-            with foreign_code():
+            with FOREIGN_CODE:
                 # Tars have UTF-8 names everywhere today, and the locale of this machine must not change the keys.
                 return tarfile.TarFile(fileobj=part, encoding="utf-8", errors="surrogateescape")
         except DamagedError as error:
