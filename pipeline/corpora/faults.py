@@ -98,7 +98,8 @@ def of_image(error: Exception, root: str, container: str = "") -> ImageError | N
     if isinstance(error, OSError) and error.errno in _OF_THE_PROCESS:
         return None
     if isinstance(error, OSError) and error.errno is not None:
-        return ImageError(f"cannot be read{where}: {os.strerror(error.errno)}")
+        text = os.strerror(error.errno) if is_url(root) else error.strerror
+        return ImageError(f"cannot be read{where}: {text}")
     if isinstance(error, _OF_THE_BYTES) or is_url(root):
         return ImageError(f"cannot be read{where}: {type(error).__name__}")
     return None
