@@ -71,6 +71,7 @@ class ScoreSettings(Checked):
     min_side: Annotated[Count, "Reject images with a side shorter than this, in pixels", DATA] = 16
     limit: Annotated[Count | None, "Score only this many images, the first of the corpus", DATA] = None
     workers: Annotated[Whole, "Number of decoding threads; 0 means one per core", RUN] = 0
+    patience: Annotated[Count, "Seconds after which an image that is being read or decoded is given up", RUN] = 120
     decoder: Annotated[Literal["cpu", "nvjpeg"], "Where JPEG files are decoded; nvjpeg needs a CUDA device", RUN] = (
         "cpu"
     )

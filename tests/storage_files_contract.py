@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import pytest
 
+from storage.errors import ImageError
 from storage.files.places import Entry, Files
 
 CONTENT = {"a.jpg": b"0123456789", "deep/er/b.png": b"inner", "deep/notes.txt": b"", "été.jpg": b"\x00\xff"}
@@ -46,6 +47,15 @@ class FilesContract(ABC):
     def test_a_range_is_read_from_anywhere_and_ends_with_the_file(self, files: Files) -> None:
         for offset, size in ((0, 4), (3, 4), (9, 1), (8, 100), (0, 10), (2, 3)):
             assert files.read_range("a.jpg", offset, size) == CONTENT["a.jpg"][offset : offset + size]
+
+    def test_a_file_of_more_bytes_than_wanted_is_refused(self, files: Files) -> None:
+        assert files.read_file("a.jpg", 10) == CONTENT["a.jpg"]
+        with pytest.raises(ImageError, match="10 bytes, and no image has more than 9"):
+            files.read_file("a.jpg", 9)
+
+    def test_folders_are_told_apart(self, files: Files) -> None:
+        assert len({files.identity(folder) for folder in ("", "deep", "deep/er")}) == 3
+        assert files.identity("deep") == files.identity("deep")
 
     def test_an_open_file_can_be_read_and_sought(self, files: Files) -> None:
         with files.open("a.jpg") as stream:

@@ -9,12 +9,7 @@ A corpus is a catalogue name, a folder, a glob of image files, a text file of pa
         data = reader.read(0)
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-
-from storage.errors import CorpusError, DFSSError
-from storage.files.places import is_url
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,27 +40,3 @@ class Corpus:
 
     column: str = ""
     """The column of Parquet files that holds the images; empty for the one that its name or type tells."""
-
-
-@contextmanager
-def explained(corpus: str, root: str) -> Iterator[None]:
-    """Inside the block, turn errors of file access into a CorpusError that names the corpus and its root."""
-    try:
-        yield
-    except DFSSError:
-        raise
-    except Exception as error:
-        if not is_outside(error, root):
-            raise
-        raise CorpusError(f"cannot list corpus {corpus!r} in {root}: {reason(error)}") from error
-
-
-def is_outside(error: Exception, root: str) -> bool:
-    """Tell whether an error comes from file access and is not a bug in DFSS."""
-    # Local files fail with OSErrors; the libraries behind fsspec raise errors of any type.
-    return isinstance(error, OSError) or is_url(root)
-
-
-def reason(error: Exception) -> str:
-    """Describe an error in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())

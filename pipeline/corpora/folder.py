@@ -10,6 +10,7 @@ from pipeline.corpora.corpus import Corpus
 from pipeline.corpora.leftout import LeftOut
 from pipeline.corpora.patterns import expand_braces, match_entries
 from pipeline.corpora.recognise import Recogniser, no_image
+from pipeline.corpora.walk import walk
 from pipeline.decoding.formats import HEAD_BYTES
 from storage.errors import CorpusError
 from storage.files.places import Files, is_url, join, open_files
@@ -18,29 +19,15 @@ from storage.manifest import Manifest
 
 LIST_EXTENSIONS = (".txt", ".lst", ".list")
 """Text files with these extensions name the images of a corpus, a path in a line."""
-CLOSED_FOLDERS = "folders that cannot be opened"
 _LINES_TRIED = 100
 
 
-def walk_images(files: Files, recogniser: Recogniser, folder: str = "") -> Iterator[tuple[str, int]]:
-    """Yield (path, bytes) of every image below ``folder``, in the order of their paths."""
-    try:
-        entries = files.entries(folder)
-    except PermissionError:
-        if not folder:
-            raise
-        recogniser.left_out.add(CLOSED_FOLDERS, folder)
-        return
-    # "a-b.jpg" sorts before "a/x.jpg". With the slash, the order inside a folder is the order of the complete paths.
-    for entry in sorted(entries, key=lambda entry: f"{entry.name}/" if entry.is_folder else entry.name):
-        path = f"{folder}/{entry.name}" if folder else entry.name
-        if recogniser.skips(path, is_folder=entry.is_folder):
-            continue
+def walk_images(files: Files, recogniser: Recogniser) -> Iterator[tuple[str, int]]:
+    """Yield (path, bytes) of every image, in the order of their paths."""
+    for path, entry in walk(files, left_out=recogniser.left_out, skips=recogniser.skips):
         if entry.fault:
             recogniser.cannot_read(entry.fault, path)
-        elif entry.is_folder:
-            yield from walk_images(files, recogniser, path)
-        elif is_image_file(files, path, recogniser):
+        elif not entry.is_folder and is_image_file(files, path, recogniser):
             yield path, entry.size
 
 
@@ -150,12 +137,13 @@ def is_list(path: str) -> bool:
 class FolderImages:
     """Images, each of which is a file of its own."""
 
-    def __init__(self, files: Files, column: str = "") -> None:
+    def __init__(self, files: Files, column: str = "", most: int | None = None) -> None:
         self._files = files
+        self._most = most
 
     def read(self, name: str, offset: int, size: int) -> bytes:
         """Return the bytes of a file."""
-        return self._files.read_file(name)
+        return self._files.read_file(name, self._most)
 
     def close(self) -> None:
         """Do nothing: no file stays open."""

@@ -12,7 +12,8 @@ from typing import Protocol
 from pipeline.corpora.corpus import Corpus
 from pipeline.corpora.folder import FolderImages, list_folder, list_lines
 from pipeline.corpora.leftout import LeftOut
-from pipeline.corpora.parquet import ParquetImages, list_parquet
+from pipeline.corpora.parquet import list_parquet
+from pipeline.corpora.parquet_rows import ParquetImages
 from pipeline.corpora.tars import TarImages, list_tars
 from storage.files.places import Files
 from storage.manifest import Manifest
@@ -47,8 +48,8 @@ class Format:
     What might be an image but gets no row is counted.
     """
 
-    reader: Callable[[Files, str], Images]
-    """Makes a reader of the images; the text is the column of Parquet files."""
+    reader: Callable[[Files, str, int | None], Images]
+    """Makes a reader of the images, from the column of Parquet files and the most bytes of an image."""
 
 
 FORMATS: dict[str, Format] = {

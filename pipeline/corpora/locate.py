@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.corpora.catalogue import catalogue, close_names, contents, find_known
-from pipeline.corpora.corpus import Corpus, explained
+from pipeline.corpora.corpus import Corpus
+from pipeline.corpora.faults import explained
 from pipeline.corpora.folder import is_list, list_root, walk_images
 from pipeline.corpora.formats import CONTAINERS, FORMATS, format_of
 from pipeline.corpora.leftout import LeftOut

@@ -8,6 +8,8 @@ import numpy as np
 
 from pipeline.corpora.corpus import Corpus
 from pipeline.corpora.reader import ImageReader
+from pipeline.decoding.batches import PATIENCE
+from pipeline.decoding.crew import Crew, GivenUpError
 from pipeline.decoding.pillow import has_one_channel
 from storage.errors import ImageError
 from storage.manifest import Manifest
@@ -19,7 +21,7 @@ FEWEST, MOST = 0.25, 0.9
 """Shares of single-channel images that make one suspect masks. Photographs in grey are rarer, corpora in grey purer."""
 
 
-def warn_of_masks(corpus: Corpus, manifest: Manifest) -> None:
+def warn_of_masks(corpus: Corpus, manifest: Manifest, *, patience: float = PATIENCE) -> None:
     """Warn where a quarter or more of a random sample of images has a single channel and others have colours.
 
     Parquet is not sampled: it has a column for each kind, and one image costs the reading of a row group.
@@ -28,12 +30,14 @@ def warn_of_masks(corpus: Corpus, manifest: Manifest) -> None:
         return
     rows = np.random.default_rng(0).permutation(len(manifest))[:SAMPLE]
     grey, coloured = list[str](), list[str]()
-    with ImageReader(corpus, manifest) as reader:
+    with ImageReader(corpus, manifest) as reader, Crew(1, patience=patience, name="look") as crew:
         for row in sorted(map(int, rows)):
             try:
-                single = has_one_channel(reader.read(row))
+                single = crew.result(crew.submit(lambda row: has_one_channel(reader.read(row)), row))
             except ImageError:
                 continue
+            except GivenUpError:  # the scoring says which images these are
+                return
             if single is not None:
                 (grey if single else coloured).append(manifest.keys[row])
     seen = len(grey) + len(coloured)

@@ -2,31 +2,32 @@
 
 A column of images holds bytes, or structs of bytes and a path as Hugging Face datasets writes them, or lists of one of
 these. Where a struct has a path alone, the image is the file at that path, relative to the root of the corpus.
-Parquet keeps rows in groups that can only be read whole, so a few groups are kept in memory.
 """
 
 import logging
-import threading
-from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
 from pipeline.corpora.corpus import Corpus
+from pipeline.corpora.faults import FOREIGN_CODE, DamagedError, of_container
 from pipeline.corpora.leftout import LeftOut
-from storage.errors import CorpusError, ImageError
+from storage.errors import CorpusError
 from storage.files.places import Files
 from storage.keys import path_to_key
 from storage.manifest import Manifest
 
 logger = logging.getLogger(__name__)
 
-PARQUET_CACHE_BYTES = 256 * 2**20
-"""Row groups that a reader keeps in memory. The one read last is kept whatever its size."""
+UNREADABLE = "Parquet files that cannot be read"
+_BUFFER = 2**20
+"""Bytes of a column that are read at once. Without it a reader takes a whole column, as long as the file says it is."""
+_MOST_FOOTER = 256 * 2**20
+_MOST_KEYS = 2**30
+"""Bytes of keys in one file."""
+_KEYS_AT_ONCE = 64
 
 
 _IMAGE_COLUMNS = ("image", "images", "pixel_values", "bytes", "jpg", "jpeg", "png", "webp", "img", "photo")
@@ -37,24 +38,51 @@ _KEY_COLUMNS = ("key", "__key__", "path", "id", "file_name")
 
 
 @contextmanager
-def parquet_file(files: Files, path: str) -> Iterator[Any]:
-    """Open a Parquet file as a pyarrow.parquet.ParquetFile.
+def parquet_file(files: Files, path: str) -> Iterator[tuple[Any, int]]:
+    """Open a Parquet file as a pyarrow.parquet.ParquetFile, and tell its bytes.
 
     Raises:
-        CorpusError: when it is not a complete Parquet file.
+        DamagedError: when it is not a complete Parquet file, or states absurd numbers.
+        OSError: when it cannot be read.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     with files.open(path) as stream:
+        size = stream.seek(0, 2)
+        stream.seek(max(0, size - 8))
+        footer = int.from_bytes(stream.read(4), "little")
+        stream.seek(0)
         try:
-            yield pq.ParquetFile(stream)
-        except pa.ArrowException as error:
+            if size >= 8 and footer > _MOST_FOOTER:
+                raise DamagedError(f"its footer would take {footer:,} bytes")
+            with FOREIGN_CODE:
+                file = pq.ParquetFile(stream, buffer_size=_BUFFER)
+                _check_counts(file, size)
+        except DamagedError as error:
             stream.seek(0)
             pointer = stream.read(23) == b"version https://git-lfs"
             fault = "a Git LFS pointer" if pointer else f"not a complete Parquet file ({error})"
             remedy = "run git lfs pull" if pointer else "fetch it again or leave it out"
-            raise CorpusError(f"{path} is {fault}; {remedy}") from error
+            raise DamagedError(f"{path} is {fault}; {remedy}") from error
+        yield file, size
+
+
+def _check_counts(file: Any, size: int) -> None:
+    """Refuse numbers of rows that contradict each other, or the size of the file in bytes.
+
+    Raises:
+        DamagedError: the numbers are absurd.
+    """
+    counts = group_rows(file)
+    if min(counts, default=0) < 0 or sum(counts) != file.metadata.num_rows:
+        raise DamagedError("its row groups do not add up to its rows")
+    if file.metadata.num_rows > size:  # an image takes a byte at least
+        raise DamagedError(f"it states {file.metadata.num_rows:,} rows in {size:,} bytes")
+
+
+def group_rows(file: Any) -> list[int]:
+    """Return the number of rows of each row group."""
+    return [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
 
 
 def holds_images(kind: Any) -> bool:
@@ -76,17 +104,20 @@ def image_column(schema: Any, path: str, wanted: str = "") -> str:
         CorpusError: when there is no such column, or several and none has a usual name.
     """
     columns = {field.name.lower(): str(field.name) for field in schema if holds_images(field.type)}
+    columns |= {name: name for name in columns.values()}
     types = ", ".join(f"{field.name} ({str(field.type)[:40]})" for field in schema)
+    if twice := [name for name in dict.fromkeys(columns.values()) if schema.names.count(name) > 1]:
+        raise CorpusError(f"{path} has several columns of the name {twice[0]!r}; rename them so that they differ")
     if wanted:
         if wanted in columns.values():
             return wanted
         what = "is not a column of image bytes" if wanted in schema.names else "is not a column"
         raise CorpusError(f"{wanted!r} {what} of {path}; its columns are {types}")
     usual = [columns[name] for name in _IMAGE_COLUMNS if name in columns]
-    if usual or len(columns) == 1:
+    if usual or len(set(columns.values())) == 1:
         return (usual or list(columns.values()))[0]
     if columns:
-        names = ", ".join(columns.values())
+        names = ", ".join(dict.fromkeys(columns.values()))
         raise CorpusError(f"{path} has several columns of image bytes ({names}); name one of them with --column")
     raise CorpusError(
         f"{path} has no column of image bytes; its columns are {types}; write the bytes of the images into it, not "
@@ -100,119 +131,58 @@ def parquet_keys(file: Any, images: str) -> list[str] | None:
 
     schema = file.schema_arrow
     if name := next((name for name in _KEY_COLUMNS if name in schema.names and name != images), None):
-        column = file.read(columns=[name]).column(0)
-    elif pa.types.is_struct(schema.field(images).type) and schema.field(images).type.get_field_index("path") >= 0:
-        column = _only_field(file.read(columns=[f"{images}.path"]).column(0))
+        leaf, field = name, schema.field(schema.names.index(name))
+    elif pa.types.is_struct(kind := schema.field(images).type) and kind.get_field_index("path") >= 0:
+        leaf, field = f"{images}.path", kind.field("path")
     else:
         return None
-    kind = column.type
+    kind = field.type
     usable = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)
-    return list(map(str, column.to_pylist())) if usable and not column.null_count else None
+    if not usable or schema.names.count(leaf) > 1:
+        return None
+    with FOREIGN_CODE:
+        return _read_keys(file, leaf)
 
 
-class ParquetImages:
-    """Images in Parquet files, by row. The last row groups are kept, so that reading in order reads each group once."""
-
-    def __init__(self, files: Files, column: str = "") -> None:
-        self._files = files
-        self._column = column
-        self._lock = threading.Lock()
-        self._layouts: dict[str, tuple[str, list[int]]] = {}  # path -> image column, where row groups start and end
-        self._groups: OrderedDict[tuple[str, int], Any] = OrderedDict()
-
-    def read(self, name: str, offset: int, size: int) -> bytes:
-        """Return the image in row ``offset`` of a file.
-
-        Raises:
-            ImageError: when the row has no image or does not exist.
-        """
-        with self._lock:
-            _, starts = self._layout(name)
-            if offset >= starts[-1]:
-                raise ImageError(f"the file has {starts[-1]} rows and no row {offset}: replaced since it was listed")
-            group = bisect_right(starts, offset) - 1
-            column = self._group(name, group)
-        return self._bytes(column[offset - starts[group]].as_py())
-
-    def _bytes(self, value: Any) -> bytes:
-        if isinstance(value, list):
-            if len(value) > 1:
-                raise ImageError(f"the row holds {len(value)} images, and only rows of one are read")
-            value = value[0] if value else None
-        path = value.get("path") if isinstance(value, dict) else None
-        data = value["bytes"] if isinstance(value, dict) else value
-        if data is not None:
-            return bytes(data)
-        if not path:
-            raise ImageError("the row has no image bytes")
-        if str(path).startswith("/") or ".." in str(path).split("/"):
-            raise ImageError(f"the row has no image bytes, and its path {path!r} leads out of the corpus")
+def _read_keys(file: Any, leaf: str) -> list[str] | None:
+    """Return the values of a column of texts or integers; None if one is missing or no text, or they are too long."""
+    keys, size = list[str](), 0
+    for batch in file.iter_batches(batch_size=_KEYS_AT_ONCE, columns=[leaf], use_threads=False):
+        column = batch.column(0)
+        column = column.field(0) if "." in leaf and batch.schema.names[0] != leaf else column
+        size += column.nbytes
+        if column.null_count or size > _MOST_KEYS:
+            return None
         try:
-            return self._files.read_file(str(path))
-        except FileNotFoundError:
-            raise ImageError(f"the row has no image bytes, and no file {path!r} lies in the corpus") from None
-
-    def close(self) -> None:
-        """Release the row groups that are kept."""
-        self._layouts.clear()
-        self._groups.clear()
-
-    def _layout(self, path: str) -> tuple[str, list[int]]:
-        if path not in self._layouts:
-            with parquet_file(self._files, path) as file:
-                counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-                column = image_column(file.schema_arrow, path, self._column)
-                self._layouts[path] = column, [0, *accumulate(counts)]
-        return self._layouts[path]
-
-    def _group(self, path: str, group: int) -> Any:
-        if (path, group) not in self._groups:
-            with parquet_file(self._files, path) as file:
-                self._groups[path, group] = _read_group(file, group, self._layout(path)[0])
-            while len(self._groups) > 1 and sum(kept.nbytes for kept in self._groups.values()) > PARQUET_CACHE_BYTES:
-                self._groups.popitem(last=False)
-        self._groups.move_to_end((path, group))
-        return self._groups[path, group]
-
-
-def _read_group(file: Any, group: int, column: str) -> Any:
-    import pyarrow as pa
-
-    try:
-        return file.read_row_group(group, columns=[column]).column(0)
-    except (pa.ArrowException, OSError) as error:
-        if getattr(error, "errno", None) is not None:
-            raise
-        # Without an errno the error is Arrow's about damaged data, and the other row groups may be intact.
-        raise ImageError(f"row group {group} of the Parquet file is damaged") from error
-
-
-def _only_field(column: Any) -> Any:
-    import pyarrow.compute as pc
-
-    return pc.struct_field(column, [0])
+            keys += map(str, column.to_pylist())
+        except UnicodeDecodeError:
+            return None
+    return keys
 
 
 def list_parquet(corpus: Corpus, files: Files, paths: list[str], left_out: LeftOut) -> Manifest:
-    """List the rows of Parquet files, in the order of the files.
+    """List the rows of Parquet files, in the order of the files. A file without use is counted.
 
     Raises:
-        CorpusError: the files have no rows, or one of them cannot be read.
+        CorpusError: the files have no rows, or no column of images.
     """
     keys, counts, all_have_keys = list[str](), list[int](), True
-    used = dict[str, list[str]]()
+    used, faults, sound = dict[str, list[str]](), list[CorpusError](), list[str]()
     for path in paths:
-        with parquet_file(files, path) as file:
+        with of_container(files, path, UNREADABLE, left_out, faults), parquet_file(files, path) as (file, _):
             images = image_column(file.schema_arrow, path, corpus.column)
             used[images] = [field.name for field in file.schema_arrow if holds_images(field.type)]
-            own_keys = parquet_keys(file, images)
-            counts.append(file.metadata.num_rows)
-        if counts[-1] == 0:
-            left_out.add("Parquet files without rows", path)
-        all_have_keys = all_have_keys and own_keys is not None
-        keys += own_keys or ()
+            own_keys, count = _own_keys(file, images), file.metadata.num_rows
+            sound.append(path)
+            counts.append(count)
+            all_have_keys = all_have_keys and own_keys is not None
+            keys += own_keys or ()
+            if count == 0:
+                left_out.add("Parquet files without rows", path)
+    if faults and not sound:
+        raise faults[0]
     _mention_columns(used, corpus)
-    sources = tuple(map(path_to_key, paths))
+    sources = tuple(map(path_to_key, sound))
     if not all_have_keys or len(set(keys)) != len(keys):
         keys = [f"{source}:{row}" for source, count in zip(sources, counts, strict=True) for row in range(count)]
     if not keys:
@@ -224,6 +194,15 @@ def list_parquet(corpus: Corpus, files: Files, paths: list[str], left_out: LeftO
         offset=np.concatenate([np.arange(count, dtype=np.int64) for count in counts]),
         size=np.full(len(keys), -1, np.int64),
     )
+
+
+def _own_keys(file: Any, images: str) -> list[str] | None:
+    """Return the keys of a file, None if it has none or they cannot be read; its images may be sound even so."""
+    try:
+        keys = parquet_keys(file, images)
+    except DamagedError:
+        return None
+    return keys if keys is None or len(keys) == file.metadata.num_rows else None
 
 
 def _mention_columns(used: dict[str, list[str]], corpus: Corpus) -> None:

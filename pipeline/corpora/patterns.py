@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 
 from pipeline.corpora.leftout import LeftOut
+from pipeline.corpora.walk import list_sorted, walk
 from storage.errors import CorpusError
 from storage.files.places import Entry, Files, is_hidden
 
@@ -54,34 +55,29 @@ def match_entries(
     """Yield (path, bytes) as :func:`match` yields paths; count folders that cannot be opened."""
     part, _, rest = pattern.partition("/")
     if part == "**":
-        yield from match_entries(files, rest or "*", folder, left_out)
+        # The walk lists every folder, and what it cannot enter is counted once.
+        yield from match_entries(files, rest or "*", folder)
+        for path, entry in walk(files, folder, left_out=left_out, skips=_is_no_part):
+            if entry.is_folder:
+                yield from match_entries(files, rest or "*", path)
     elif rest and not is_glob(part):
         if files.is_folder(inside := f"{folder}/{part}" if folder else part):
             yield from match_entries(files, rest, inside, left_out)
-        return
-    # A folder that the first call has listed is not counted a second time.
-    is_listed = part == "**" and is_glob((rest or "*").partition("/")[0])
-    for entry in _entries(files, folder, None if is_listed else left_out):
-        path = f"{folder}/{entry.name}" if folder else entry.name
-        if part == "**" and entry.is_folder:
-            yield from match_entries(files, pattern, path, left_out)
-        elif part != "**" and entry.is_folder == bool(rest) and fnmatch.fnmatchcase(entry.name, part):
+    else:
+        for entry in list_sorted(files, folder, LeftOut() if left_out is None else left_out):
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            fits = entry.is_folder == bool(rest) and fnmatch.fnmatchcase(entry.name, part)
+            if not fits or _is_no_part(path, entry):
+                continue
             if rest:
                 yield from match_entries(files, rest, path, left_out)
             else:
                 yield path, entry.size
 
 
-def _entries(files: Files, folder: str, left_out: LeftOut | None) -> list[Entry]:
-    try:
-        entries = files.entries(folder)
-    except PermissionError:
-        if not folder:
-            raise
-        if left_out is not None:
-            left_out.add("folders that cannot be opened", folder)
-        return []
-    return sorted(entry for entry in entries if not entry.fault and not is_hidden(entry.name))
+def _is_no_part(path: str, entry: Entry) -> bool:
+    """Tell whether an entry is hidden, or can be neither read nor entered."""
+    return bool(entry.fault) or is_hidden(entry.name)
 
 
 def is_glob(pattern: str) -> bool:

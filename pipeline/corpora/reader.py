@@ -1,22 +1,25 @@
 """Listing a corpus once, and reading its images by row."""
 
-import errno
-import os
+import time
 from types import TracebackType
 from typing import Self
 
-from pipeline.corpora.corpus import Corpus, explained, is_outside, reason
+from pipeline.corpora.corpus import Corpus
+from pipeline.corpora.faults import DamagedError, explained, is_outside, of_image, reason, stands
 from pipeline.corpora.formats import FORMATS, format_of
 from pipeline.corpora.leftout import LeftOut
 from pipeline.corpora.patterns import expand_braces, is_glob, match
 from pipeline.corpora.recognise import ARCHIVE_EXTENSIONS
 from storage.errors import CorpusError, DFSSError, ImageError
-from storage.files.places import Files, is_hidden, join, open_files
+from storage.files.places import Files, check_size, is_hidden, is_url, join, open_files
 from storage.keys import key_to_path
 from storage.manifest import GONE, Manifest
 
 NO_LONGER = "no longer exists"
-_FAULTS_OF_ONE_FILE = (errno.EACCES, errno.EPERM, errno.EIO, errno.EISDIR, errno.ELOOP)
+MAX_BYTES = 2**29
+"""By default, most bytes of an encoded image: one of 16-bit RGB with the default of most pixels, uncompressed."""
+_PAUSE = 1.0
+"""Seconds until a read is tried again that failed in a network."""
 
 
 def list_images(corpus: Corpus) -> Manifest:
@@ -75,12 +78,20 @@ class ImageReader:
     order, because one image costs the reading of a whole row group.
     """
 
-    def __init__(self, corpus: Corpus, manifest: Manifest) -> None:
-        """Make a reader of ``manifest``, which :func:`list_images` made from ``corpus``; open nothing yet."""
+    def __init__(self, corpus: Corpus, manifest: Manifest, *, most: int = MAX_BYTES) -> None:
+        """Make a reader of ``manifest``, which :func:`list_images` made from ``corpus``; open nothing yet.
+
+        Images of more than ``most`` bytes are not read.
+        """
         self._corpus = corpus
         self._manifest = manifest
+        self._most = most
         self._files = open_files(corpus.root)
-        self._images = FORMATS[corpus.kind].reader(self._files, corpus.column)
+        self._images = FORMATS[corpus.kind].reader(self._files, corpus.column, most)
+        self._last_read = ""
+        """The file that was read last without a fault."""
+        self._lost = dict[int, str]()
+        """Why the images of a tar or Parquet file are not read any more, by its number."""
 
     def __enter__(self) -> Self:
         """Return the reader."""
@@ -109,35 +120,60 @@ class ImageReader:
             raise ImageError(NO_LONGER)
         index, size = int(manifest.source[row]), int(manifest.size[row])
         name = key_to_path(manifest.keys[row] if index < 0 else manifest.sources[index])
+        check_size(size, self._most)
+        if index in self._lost:
+            raise ImageError(self._lost[index])
         try:
-            data = self._images.read(name, int(manifest.offset[row]), size)
+            data = self._attempt(name, int(manifest.offset[row]), size)
+        except DamagedError as error:
+            self._lost[index] = str(error)
+            raise ImageError(str(error)) from error
         except DFSSError:
             raise
         except Exception as error:
             if (failure := self._failure(row, name, error)) is None:
                 raise
             raise failure from error
+        self._last_read = name
         if 0 <= size != len(data):
             raise ImageError(f"{len(data)} bytes where {size} were listed: cut off or replaced since")
         return data
 
+    def give_up(self, row: int) -> None:
+        """Note that the reading of a row does not end. What lies in the same tar or Parquet file is not tried."""
+        if (index := int(self._manifest.source[row])) >= 0:
+            self._lost[index] = f"not read: {key_to_path(self._manifest.sources[index])} does not answer"
+
+    def _attempt(self, name: str, offset: int, size: int) -> bytes:
+        try:
+            return self._images.read(name, offset, size)
+        except (DFSSError, MemoryError, FileNotFoundError, PermissionError):
+            raise
+        except Exception:
+            if not is_url(self._corpus.root):
+                raise
+        time.sleep(_PAUSE)  # networks fail now and then
+        return self._images.read(name, offset, size)
+
     def _failure(self, row: int, name: str, error: Exception) -> DFSSError | None:
+        is_file = self._manifest.source[row] < 0
         image = f"image {self._manifest.keys[row]!r} of corpus {self._corpus.name!r}"
         root = self._corpus.root
         if isinstance(error, FileNotFoundError | NotADirectoryError):
-            if self._manifest.source[row] < 0 and self._stands():
+            if is_file and self._stands():
                 return ImageError(NO_LONGER)
             remedy = "restore it, give its new place with --root, or run again to go on with what is left"
             return CorpusError(f"{image} no longer exists: no {name} in {root}; {remedy}")
-        if isinstance(error, OSError) and error.errno in _FAULTS_OF_ONE_FILE and self._manifest.source[row] < 0:
-            return ImageError(f"cannot be read: {os.strerror(error.errno or 0)}")
+        fault = of_image(error, root, "" if is_file else name)
+        if fault is not None and self._stands():
+            return fault
         if is_outside(error, root):
             return CorpusError(f"cannot read {image} from {join(root, name)}: {reason(error)}; run again to continue")
         return None
 
     def _stands(self) -> bool:
-        """Tell whether the corpus as a whole is still there: an unmounted disk leaves nothing or an empty folder."""
+        """Tell whether the corpus is still there: by the file that was read last, and if that is gone by the root."""
         try:
-            return any(not is_hidden(entry.name) for entry in self._files.entries(""))
-        except OSError:
+            return (bool(self._last_read) and self._files.is_file(self._last_read)) or stands(self._files)
+        except Exception:  # whatever a network raises
             return False

@@ -9,7 +9,7 @@ from pipeline.corpora.leftout import LeftOut
 from pipeline.corpora.patterns import expand_braces
 from pipeline.decoding.formats import IMAGE_EXTENSIONS, looks_like_image
 from storage.errors import CorpusError
-from storage.files.places import is_hidden
+from storage.files.places import Entry, is_hidden
 
 FOREIGN_EXTENSIONS = (
     *(".svg", ".svgz", ".psd", ".xcf", ".ai", ".eps", ".jxl", ".ico", ".tga", ".exr", ".hdr", ".dcm", ".dds", ".jxr"),
@@ -72,18 +72,18 @@ class Recogniser:
         if not known and included and (known is None or self.include):
             try:
                 known = looks_like_image(head())
-            except PermissionError:
+            except OSError:  # whatever its errno, it is the fault of this file
                 self.left_out.add(CLOSED_FILES, path)
         if known and not included:
             self.left_out.add(EXCLUDED, path, wished=True)
         return bool(known) and included
 
-    def skips(self, path: str, *, is_folder: bool = False) -> bool:
-        """Tell whether the last part of a path is hidden, and count it if it may be an image of the user's."""
-        name = path.rpartition("/")[2]
+    def skips(self, path: str, entry: Entry) -> bool:
+        """Tell whether an entry is hidden, and count it if it may be an image of the user's."""
+        name = entry.name
         if not is_hidden(name):
             return False
-        if is_folder:
+        if entry.is_folder:
             self.left_out.add(HIDDEN_FOLDERS, path)
         elif by_name(path) and not name.startswith("._"):  # those are a system's notes on other files
             self.left_out.add(HIDDEN_FILES, path)

@@ -14,6 +14,7 @@ from typing import Any
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from pipeline.decoding.limits import has_shared_tags
 from storage.errors import ImageError
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -58,6 +59,8 @@ def open_image(data: bytes) -> ImageFile.ImageFile:
     """
     if is_heif(data):
         return _open_as(_heif_format(), data)
+    if has_shared_tags(data):
+        raise ImageError("damaged: its tags share their bytes, and are much longer than the file")
     for name in _formats_of(data):
         with suppress(*_NOT_THIS_FORMAT):
             return _open_as(name, data)

@@ -9,7 +9,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.decoding.pillow import ORIENTATION_TAG, Decoder, silence_pillow
+from pipeline.decoding.limits import check_work
+from pipeline.decoding.pillow import Decoder, orientation_of, silence_pillow
 
 END_OF_IMAGE = b"\xff\xd9"
 AVAILABLE = hasattr(torchvision.io, "decode_jpeg")
@@ -63,7 +64,8 @@ def _is_plain_jpeg(data: bytes, decoder: Decoder) -> bool:
     silence_pillow()
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-            upright = image.getexif().get(ORIENTATION_TAG, 1) == 1
+            check_work(image, data)
+            upright = orientation_of(image) == 1
             ycbcr = image.mode == "RGB" and image.info.get("adobe_transform", 1) != 0
             is_small = decoder.max_pixels is None or image.width * image.height <= decoder.max_pixels
             return upright and is_small and min(image.size) >= decoder.min_side and (ycbcr or image.mode == "L")

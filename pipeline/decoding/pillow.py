@@ -14,12 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from pipeline.decoding.formats import open_image
+from pipeline.decoding.limits import JPEG, MAX_PIXELS, check_work, has_shared_tags
 from pipeline.decoding.png import without_metadata
 from storage.errors import ImageError, RejectedImageError, SettingsError
 
-MAX_PIXELS = 89_478_485
-"""By default, images of more pixels in memory count as decompression bombs. Pillow needs 341 MiB for this many."""
-_JPEG = ("JPEG", "MPO")
 ORIENTATION_TAG = 0x0112  # the EXIF tag
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -81,7 +79,7 @@ class Decoder:
                 cover=(self.height, self.width) if self.reduced else None,
             )
             image, exact = loading(data)
-            orientation = _orientation(image)
+            orientation = orientation_of(image)
             size = (self.height, self.width) if orientation in _SIDEWAYS else (self.width, self.height)
             # Pillow's bilinear filter averages over all pixels under a target pixel, so the result is antialiased.
             scaled = _to_rgb(image).resize(size, Image.Resampling.BILINEAR, box=_centre(exact, size))
@@ -99,7 +97,7 @@ def decode_rgb(data: bytes, *, min_side: int = 1) -> Image.Image:
     """
     with _FaultsOf(data):
         image, _ = _Loading(min_side=min_side)(data)
-        return _upright(_to_rgb(image), _orientation(image))
+        return _upright(_to_rgb(image), orientation_of(image))
 
 
 def decode_covering(data: bytes, *, height: int, width: int) -> Image.Image:
@@ -113,7 +111,7 @@ def decode_covering(data: bytes, *, height: int, width: int) -> Image.Image:
     """
     with _FaultsOf(data):
         image, _ = _Loading(max_pixels=None, cover=(height, width), reduced_from=MAX_PIXELS)(data)
-        return _upright(_to_rgb(image), _orientation(image))
+        return _upright(_to_rgb(image), orientation_of(image))
 
 
 def decode_label(data: bytes) -> tuple[NDArray[Any], str]:
@@ -180,10 +178,11 @@ class _Loading:
         if not data:
             raise ImageError("empty: 0 bytes")
         image = open_image(data)
+        check_work(image, data)
         if min(image.size) < self.min_side:
             raise RejectedImageError(f"{image.width}x{image.height} is smaller than {self.min_side} pixels")
         pixels, exact = image.width * image.height, None
-        if self.cover is not None and image.format in _JPEG and pixels >= self.reduced_from:
+        if self.cover is not None and image.format in JPEG and pixels >= self.reduced_from:
             exact = _reduce(image, *self.cover)
             # The decoder keeps the coefficients of a progressive file, whatever the fraction.
             pixels = pixels if image.info.get("progressive") else image.width * image.height
@@ -195,7 +194,7 @@ class _Loading:
 
 def _reduce(image: ImageFile.ImageFile, height: int, width: int) -> tuple[float, float] | None:
     """Let the JPEG decoder scale. Return the exact size of the image in its pixels; None if it does not scale."""
-    if _orientation(image) in _SIDEWAYS:
+    if orientation_of(image) in _SIDEWAYS:
         width, height = height, width
     scale = max(width / image.width, height / image.height)
     if 4 * scale > 1:  # less than 1/2 for twice the size
@@ -220,12 +219,21 @@ class _FaultsOf:
         raise ImageError(_explain(error, self._data)) from error
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
+    """Return the orientation that EXIF gives an image, 1 to 8; 1, which is upright, where it gives none."""
     try:
+        exif = image.info.get("exif") or bytes.fromhex(_raw_profile(image))
+        if has_shared_tags(exif):
+            return 1
         orientation = image.getexif().get(ORIENTATION_TAG, 1)
     except Exception:  # an image with damaged metadata can still be used
         return 1
     return orientation if isinstance(orientation, int) and orientation in _TRANSPOSE else 1
+
+
+def _raw_profile(image: Image.Image) -> str:
+    """The EXIF block that ImageMagick writes as a text of PNG, in hexadecimal after three lines; empty for others."""
+    return "".join(str(image.info.get("Raw profile type exif", "")).split("\n")[3:])
 
 
 def _upright(image: Image.Image, orientation: int) -> Image.Image:

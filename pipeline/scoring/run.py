@@ -96,7 +96,7 @@ def run(job: Job, progress: Progress = ignore, engine: Engine = in_this_process)
         if already:
             progress(Step(done=len(store), total=len(store)))
         else:
-            warn_of_masks(job.corpus, job.manifest)
+            warn_of_masks(job.corpus, job.manifest, patience=job.settings.patience)
             _score(job, store, timing, progress, engine)
             with timing.measure("writing"):
                 _index(store)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from pipeline.corpora.corpus import Corpus
-from pipeline.corpora.reader import ImageReader
+from pipeline.corpora.reader import MAX_BYTES, ImageReader
 from pipeline.decoding.batches import ImageBatch, load_batches, split
 from pipeline.decoding.nvjpeg import GpuDecoder
 from pipeline.decoding.pillow import Decoder
@@ -77,7 +77,7 @@ def score_units(
         StoreError: the store no longer exists.
     """
     with (
-        ImageReader(job.corpus, job.manifest) as reader,
+        ImageReader(job.corpus, job.manifest, most=max(MAX_BYTES, 6 * job.settings.max_pixels)) as reader,
         _Writer(store, timing) as writer,
         closing(_load(job, reader, units)) as batches,
         closing(_measure(job, batches, timing)) as measured,
@@ -105,6 +105,7 @@ def _load(job: Job, reader: ImageReader, units: Sequence[range]) -> Generator[Im
         units,
         batch_size=settings.batch_size,
         workers=settings.workers or os.cpu_count() or 1,
+        patience=settings.patience,
         stack=stack,
     )
 

@@ -25,6 +25,8 @@ from storage.scores.store import ScoreStore
 from storage.selection import Selection
 
 CACHE_BYTES = 1 << 30
+MOST_BYTES = 1 << 32
+"""Most bytes of an encoded image. The images passed the limit of their scoring, which may have been a high one."""
 ImageT = TypeVar("ImageT")
 
 
@@ -50,7 +52,7 @@ class SelectedImages(Generic[ImageT]):
         self._keys = list(selection.table["key"])
         # A store of an older version does not know what its images were.
         self._contents = store.column("content")[self.rows] if store.has("content") else None
-        self._reader = ImageReader(corpus, store.manifest())
+        self._reader = ImageReader(corpus, store.manifest(), most=MOST_BYTES)
         self._cache: dict[int, ImageT] = {}
         self._room = CACHE_BYTES
         self._lock = threading.Lock()

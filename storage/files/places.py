@@ -4,7 +4,10 @@
 place to :func:`open_files`; it must pass the contract of tests/storage_files_contract.py.
 """
 
+from collections.abc import Hashable
 from typing import BinaryIO, NamedTuple, Protocol
+
+from storage.errors import ImageError
 
 
 class Entry(NamedTuple):
@@ -15,6 +18,8 @@ class Entry(NamedTuple):
     size: int
     fault: str = ""
     """What it is instead, where it is neither a file nor a folder that can be entered: a broken link, a pipe, ..."""
+    is_twin: bool = False
+    """It is a link to a folder that a walk from the root meets at its own place."""
 
 
 class Files(Protocol):
@@ -35,12 +40,16 @@ class Files(Protocol):
         """Return what lies in ``folder``, unsorted."""
         ...
 
+    def identity(self, folder: str) -> Hashable:
+        """Return what tells a folder from all others, by whatever path it is reached."""
+        ...
+
     def open(self, path: str) -> BinaryIO:
         """Open a file for reading and seeking."""
         ...
 
-    def read_file(self, path: str) -> bytes:
-        """Return a whole file."""
+    def read_file(self, path: str, most: int | None = None) -> bytes:
+        """Return a whole file; raise a :class:`~storage.errors.ImageError` for more than ``most`` bytes."""
         ...
 
     def read_range(self, path: str, offset: int, size: int) -> bytes:
@@ -50,6 +59,16 @@ class Files(Protocol):
     def close(self) -> None:
         """Release open files and memory; a later call opens them again."""
         ...
+
+
+def check_size(size: int, most: int | None) -> None:
+    """Refuse a file of more than ``most`` bytes, None for any number, before it fills the memory.
+
+    Raises:
+        ImageError: it has more.
+    """
+    if most is not None and size > most:
+        raise ImageError(f"{size:,} bytes, and no image has more than {most:,} (see --max-pixels)")
 
 
 def open_files(root: str) -> Files:

@@ -2,16 +2,19 @@
 
 import threading
 from collections import OrderedDict
+from collections.abc import Hashable
 from typing import Any, BinaryIO, cast
 
 from storage.errors import CorpusError
-from storage.files.places import Entry
+from storage.files.places import Entry, check_size
 
 READAHEAD = 8 * 2**20
 """Bytes per request when a remote file is read in order."""
 
 _NEAR = 2**20  # a read that starts at most this far behind the previous one continues it
 _WINDOWS = 8  # number of remote files whose last fetch is kept
+_WHOLE = 64 * 2**20
+"""Files of at most this many bytes are kept whole where their server knows no ranges."""
 
 
 class _Window:
@@ -20,6 +23,8 @@ class _Window:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.start, self.end, self.data = 0, -_NEAR - 1, b""
+        self.length: int | None = None
+        """Bytes of the file; None until they are needed, or where the server does not say."""
 
 
 class RemoteFiles:
@@ -65,13 +70,19 @@ class RemoteFiles:
         self._fs.invalidate_cache()  # fsspec would keep a dictionary for each of a million objects
         return found
 
+    def identity(self, folder: str) -> Hashable:
+        """Return what tells a folder from all others: its path, since there are no links."""
+        return folder
+
     def open(self, path: str) -> BinaryIO:
         """Open a file for reading and seeking."""
         return cast(BinaryIO, self._fs.open(self._path(path), "rb"))
 
-    def read_file(self, path: str) -> bytes:
-        """Return a whole file."""
-        return bytes(self._fs.cat_file(self._path(path)))
+    def read_file(self, path: str, most: int | None = None) -> bytes:
+        """Return a whole file; raise a :class:`~storage.errors.ImageError` for more than ``most`` bytes."""
+        data = bytes(self._fs.cat_file(self._path(path)))
+        check_size(len(data), most)
+        return data
 
     def read_range(self, path: str, offset: int, size: int) -> bytes:
         """Return ``size`` bytes from ``offset``, or fewer where the file ends.
@@ -83,13 +94,16 @@ class RemoteFiles:
         with window.lock:
             if window.start <= offset <= window.end + _NEAR:
                 if offset + size > window.start + len(window.data) or not window.data:
-                    window.data = self._fetch(path, offset, max(size, READAHEAD))
-                    window.start, window.end = offset, offset + len(window.data)
+                    window.start, window.data = self._fetch(window, path, offset, max(size, READAHEAD))
+                    window.end = window.start + len(window.data)
                 return window.data[offset - window.start : offset - window.start + size]
             # Threads overtake each other, so a read just before the window must not discard it.
             if not 0 < window.start - offset <= _NEAR:
                 window.start, window.end, window.data = offset, offset + size, b""
-        return self._fetch(path, offset, size)
+            start, data = self._fetch(window, path, offset, size)
+            if start < offset:  # the whole file came
+                window.start, window.end, window.data = start, start + len(data), data
+        return data[offset - start : offset - start + size]
 
     def close(self) -> None:
         """Drop the data that was read ahead."""
@@ -103,8 +117,37 @@ class RemoteFiles:
                 self._windows.popitem(last=False)
             return window
 
-    def _fetch(self, path: str, offset: int, size: int) -> bytes:
-        return bytes(self._fs.cat_file(self._path(path), start=offset, end=offset + size))
+    def _fetch(self, window: _Window, path: str, offset: int, size: int) -> tuple[int, bytes]:
+        """Return the bytes from ``offset``, as many as ``size`` or the file's end allow, and where they start.
+
+        A server may send the whole file instead, or less than it was asked for.
+        """
+        data = self._answer(path, offset, offset + size)
+        if offset == 0:
+            return 0, data[:size]
+        if window.length is None:
+            window.length = self._length(path)
+        wanted = size if window.length is None else max(0, min(size, window.length - offset))
+        while 0 < len(data) < wanted and (more := self._answer(path, offset + len(data), offset + wanted)):
+            if len(data) + len(more) > wanted:
+                data = more  # the whole file
+                break
+            data += more
+        if len(data) <= wanted:
+            return offset, data
+        if len(data) > _WHOLE or len(data) != (window.length or len(data)):
+            raise CorpusError(
+                f"the server of {path} answers a request for {wanted:,} of its bytes with {len(data):,}: it knows no "
+                "ranges; download the file, and give its local place"
+            )
+        return 0, data
+
+    def _answer(self, path: str, start: int, end: int) -> bytes:
+        return bytes(self._fs.cat_file(self._path(path), start=start, end=end))
+
+    def _length(self, path: str) -> int | None:
+        size = self._fs.info(self._path(path)).get("size")
+        return None if size is None else int(size)
 
 
 def _filesystem(url: str) -> tuple[Any, str]:

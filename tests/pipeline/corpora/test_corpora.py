@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.corpora import parquet
+from pipeline.corpora import parquet_rows
 from pipeline.corpora.corpus import Corpus
 from pipeline.corpora.locate import resolve_corpus
 from pipeline.corpora.reader import ImageReader, list_images
@@ -511,24 +511,24 @@ class TestParquet:
     def test_reading_in_order_reads_each_row_group_once_even_by_threads(self, tmp_path, monkeypatch):
         self.write(tmp_path / "a.parquet", {"image": list(self.IMAGES)})
         self.write(tmp_path / "b.parquet", {"image": list(self.IMAGES)[::-1]})
-        corpus, groups, plain = resolve_corpus(str(tmp_path)), [], parquet._read_group
+        corpus, groups, plain = resolve_corpus(str(tmp_path)), [], parquet_rows._read_group
 
-        def counted(file, group, column):
+        def counted(file, group, column, most):
             groups.append(group)
-            return plain(file, group, column)
+            return plain(file, group, column, most)
 
-        monkeypatch.setattr(parquet, "_read_group", counted)
+        monkeypatch.setattr(parquet_rows, "_read_group", counted)
         with ImageReader(corpus, list_images(corpus)) as reader, ThreadPoolExecutor(4) as pool:
             assert list(pool.map(reader.read, range(100))) == [*self.IMAGES, *self.IMAGES[::-1]]
         assert sorted(groups) == sorted([*range(7), *range(7)])
 
     def test_the_cache_is_bounded(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(parquet, "PARQUET_CACHE_BYTES", 1)
+        monkeypatch.setattr(parquet_rows, "PARQUET_CACHE_BYTES", 1)
         self.write(tmp_path / "a.parquet", {"image": list(self.IMAGES)})
         corpus = resolve_corpus(str(tmp_path))
         with ImageReader(corpus, list_images(corpus)) as reader:
             assert [reader.read(row) for row in range(49, -1, -1)] == list(self.IMAGES[::-1])
-            assert len(reader._images._groups) == 1
+            assert len(reader._images._rows) == 1
 
     def test_files_without_images_or_not_whole_are_errors_that_name_them(self, tmp_path):
         path = self.write(tmp_path / "a.parquet", {"text": ["x"], "image": ["a path"]})

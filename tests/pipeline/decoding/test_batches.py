@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Container
 
 import numpy as np
 import pytest
@@ -13,10 +14,12 @@ from storage.scores.schema import REJECTED, UNREADABLE
 
 
 class FakeReader:
-    """Row number as bytes; remembers what was asked for."""
+    """Row number as bytes; remembers what was asked for, and hangs at some rows."""
 
-    def __init__(self) -> None:
+    def __init__(self, hangs: Container[int] = ()) -> None:
         self.asked: list[int] = []
+        self.given_up: list[int] = []
+        self.hangs, self.released = hangs, threading.Event()
         self.lock = threading.Lock()
 
     def read(self, row: int) -> bytes:
@@ -25,7 +28,12 @@ class FakeReader:
         time.sleep(0.001 * (row % 3))  # threads end in another order than they began
         if row == 99:
             raise CorpusError("the corpus has gone")
+        if row in self.hangs:
+            self.released.wait()
         return str(row).encode()
+
+    def give_up(self, row: int) -> None:
+        self.given_up.append(row)
 
 
 def decode(data: bytes) -> NDArray[np.uint8]:
@@ -63,3 +71,36 @@ def test_only_a_few_batches_are_ever_in_memory() -> None:
 def test_a_corpus_that_no_longer_exists_ends_the_run() -> None:
     with pytest.raises(CorpusError, match="has gone"):
         list(load_batches(FakeReader(), decode, [range(98, 100)], batch_size=1, workers=2))
+
+
+def test_a_reader_that_hangs_is_given_up_and_counted() -> None:
+    reader = FakeReader(hangs={4, 9})
+    batches = list(load_batches(reader, decode, [range(0, 14)], batch_size=4, workers=2, patience=0.3))
+    reader.released.set()
+    failures = {row: failure for batch in batches for row, failure in batch.failures.items()}
+    assert {row for row in failures if "given up" in failures[row].error} == {4, 9} == set(reader.given_up)
+    assert failures[4].status == UNREADABLE
+    assert failures[4].error == "given up: reading it took more than 0.3 seconds"
+    assert [row for batch in batches for row in batch.good] == [0, 1, 2, 6, 7, 8, 11, 13]
+
+
+def test_a_decoder_that_hangs_is_given_up_and_its_file_is_not() -> None:
+    reader, released = FakeReader(), threading.Event()
+
+    def hanging(data: bytes) -> NDArray[np.uint8]:
+        if data == b"1":
+            released.wait()
+        return decode(data)
+
+    batches = list(load_batches(reader, hanging, [range(0, 3)], batch_size=4, workers=1, patience=0.3))
+    released.set()
+    assert batches[0].failures[1].error == "given up: decoding it took more than 0.3 seconds"
+    assert batches[0].good == [0, 2]
+    assert reader.given_up == []
+
+
+def test_a_place_where_everything_hangs_ends_the_run() -> None:
+    reader = FakeReader(hangs=range(100))
+    with pytest.raises(CorpusError, match="8 images in a row did not come within 0.1 seconds"):
+        list(load_batches(reader, decode, [range(0, 50)], batch_size=4, workers=2, patience=0.1))
+    reader.released.set()
