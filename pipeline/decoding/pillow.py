@@ -136,7 +136,7 @@ def upright_size(data: bytes) -> tuple[int, int]:
     with _FaultsOf(data):
         image = open_image(data)
         width, height = image.size
-        return (height, width) if _orientation(image) in _SIDEWAYS else (width, height)
+        return (height, width) if orientation_of(image) in _SIDEWAYS else (width, height)
 
 
 def has_one_channel(data: bytes) -> bool | None:
