@@ -13,6 +13,7 @@ from storage.files.places import Entry, is_hidden
 
 FOREIGN_EXTENSIONS = (
     *(".svg", ".svgz", ".psd", ".xcf", ".ai", ".eps", ".jxl", ".ico", ".tga", ".exr", ".hdr", ".dcm", ".dds", ".jxr"),
+    *(".pcx", ".dib", ".sgi", ".icns", ".im", ".xbm", ".xpm", ".qoi", ".x3f", ".crw", ".3fr", ".dcr", ".kdc", ".mrw"),
     *(".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".pef", ".srw"),
 )
 """Images of formats that are not decoded. They are left out and counted."""
@@ -22,10 +23,10 @@ _OTHER_EXTENSIONS = frozenset(
         *(".txt", ".json", ".jsonl", ".cls", ".csv", ".tsv", ".md", ".rst", ".xml", ".yaml", ".yml", ".html"),
         *(".htm", ".css", ".js", ".php", ".py", ".ipynb", ".sh", ".log", ".pdf", ".npy", ".npz", ".pkl"),
         *(".pickle", ".pt", ".pth", ".ckpt", ".safetensors", ".onnx", ".mat", ".h5", ".hdf5", ".db", ".sqlite"),
-        *(".lmdb", ".arrow", ".feather", ".tfrecord", ".idx", ".index", ".tar", ".parquet", ".zip", ".gz", ".tgz"),
+        *(".lmdb", ".arrow", ".feather", ".idx", ".index", ".tar", ".parquet", ".zip", ".gz", ".tgz"),
         *(".bz2", ".xz", ".zst", ".7z", ".rar", ".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mp3", ".wav"),
         *(".flac", ".ogg", ".lst", ".ini", ".cfg", ".toml", ".lock", ".md5", ".sha256", ".crc", ".torrent"),
-        *(".part", ".aae", ".xmp", ".url"),
+        *(".aae", ".xmp", ".url"),
     )
 )
 """Files with these extensions are not images. Their first bytes are not read, which would take a request each."""
@@ -44,6 +45,7 @@ ARCHIVE_EXTENSIONS = (
     ".zip",
     ".7z",
     ".rar",
+    ".tfrecord",
 )
 """Files with these extensions may hold images; each kind is a corpus of its own, or can be unpacked to one."""
 

@@ -187,7 +187,10 @@ class _Loading:
             # The decoder keeps the coefficients of a progressive file, whatever the fraction.
             pixels = pixels if image.info.get("progressive") else image.width * image.height
         if self.max_pixels is not None and pixels > self.max_pixels:
-            raise ImageError(f"more than {self.max_pixels:,} pixels: taken for a decompression bomb (see --max-pixels)")
+            raise ImageError(
+                f"more than {self.max_pixels:,} pixels: taken for a decompression bomb (see --max-pixels, and "
+                "--retry-failed where it was scored)"
+            )
         image.load()
         return image, exact or image.size
 

@@ -22,6 +22,7 @@ from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from pipeline.models.arguments import RESERVED, SMP, TIMM, TORCHVISION, check_arguments
@@ -51,12 +52,14 @@ def build_network(
         )
     if family not in FAMILIES and pretrained_backbone:
         raise ModelError(f"{builder} has no known pretrained backbone; leave out --pretrained-backbone")
-    with _refusals(builder):
+    # The caller may have turned gradients off, but without_unused needs them.
+    with torch.inference_mode(mode=False), torch.enable_grad(), _refusals(builder):
         if family in FAMILIES:
             network = FAMILIES[family](name, num_classes, arguments, pretrained_backbone)
         else:
             network = _from_factory(family, name, num_classes, arguments)
         _refuse_hidden_methods(network)
+        _refuse_unmade(network)
         _replace(network, _is_frozen_norm, _thawed)
         return network
 
@@ -181,6 +184,13 @@ def _similar(name: str, names: Sequence[str]) -> str:
 
 
 METHODS = ("modules", "parameters", "buffers", "children", "state_dict", "forward", "train", "eval", "apply")
+
+
+def _refuse_unmade(network: nn.Module) -> None:
+    """Refuse lazy modules, whose weights have no shape before the first forward pass."""
+    unmade = [name for name, weight in network.named_parameters() if is_lazy(weight)]
+    if unmade:
+        raise ModelError(f"{unmade[0]} has no shape yet; let the factory run one image through its lazy modules")
 
 
 def _refuse_hidden_methods(network: nn.Module) -> None:

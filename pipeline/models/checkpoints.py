@@ -92,7 +92,8 @@ def read_checkpoint(path: Path) -> dict[str, dict[str, Tensor]]:
         raise _blocked(path, error) from error
     except Exception as error:  # foreign bytes may raise anything
         raise ModelError(
-            f"{path} cannot be read as weights ({' '.join(str(error).split())[:200]}); save model.state_dict()"
+            f"{path} cannot be read as weights ({' '.join(str(error).split())[:200] or type(error).__name__}); "
+            "if it is cut off, fetch it again, else save model.state_dict()"
         ) from error
     found = dict(_mappings(content, "", DEEPEST))
     if not found:
@@ -160,10 +161,12 @@ def _blocked(path: Path, error: pickle.UnpicklingError) -> ModelError:
     if any(name.startswith("torch.nn.modules.") for name in names):
         what, weights = "a whole model, not its weights: ", f"torch.load('{path}', weights_only=False).state_dict()"
     else:
-        what, weights = "", f"torch.load('{path}', weights_only=False)['state_dict']"
+        what, weights = "", f"torch.load('{path}', weights_only=False)[KEY]"
+    key = ", with KEY as the name of the weights in it, such as 'model'" if "[KEY]" in weights else ""
+    line = _line(f"torch.save({weights}, 'weights.pth')")
     return ModelError(
         f"{path} holds {what}{culprits or 'more than tensors'}, and reading it would run code; if you trust it, save "
-        f"its state_dict() alone where that code is: {_line(f'torch.save({weights}, {chr(39)}weights.pth{chr(39)})')}"
+        f"its state_dict() alone where that code is{key}: {line}"
     )
 
 

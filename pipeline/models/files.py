@@ -17,7 +17,7 @@ from pipeline.models.checkpoints import COUNTERS
 from pipeline.models.narrowing import narrow
 from pipeline.models.official import official_weights
 from pipeline.models.segmenter import METADATA_KEY, ModelSpec, Segmenter, build_model
-from pipeline.models.soundness import check_tensors
+from pipeline.models.soundness import check_kinds, check_tensors
 from storage.errors import ModelError
 from storage.files.publish import publish
 
@@ -169,7 +169,8 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, origin: s
     training, a criterion.
 
     Raises:
-        ModelError: names or shapes differ in any other way, a weight is not finite, or a running variance is negative.
+        ModelError: names or shapes differ in any other way, a weight is not finite or not real, or
+            a running variance is negative.
     """
     wanted = network.state_dict()
     parts = {name for name, _ in network.named_children()} | {name for name in wanted if "." not in name}
@@ -189,6 +190,7 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, origin: s
     if problems:
         raise _misfit(origin, problems)
     own = {name: tensor for name, tensor in weights.items() if name in wanted}
+    check_kinds(own, wanted, origin=origin)
     check_tensors(own, origin=origin)
     network.load_state_dict(own, strict=False)
     return [name for name in foreign if not name.startswith(unused) and not name.endswith(COUNTERS)]

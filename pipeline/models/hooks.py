@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.models.builders import told
 from pipeline.models.segmenter import Segmenter
-from pipeline.models.soundness import check_logits
+from pipeline.models.soundness import check_logits, check_not_probabilities
 from storage.errors import ModelError
 
 
@@ -92,7 +92,9 @@ def probe(teacher: Segmenter, size: tuple[int, int] | None = None) -> None:
     training = teacher.training
     try:
         with torch.inference_mode():
-            check_logits(teacher.eval()(image), origin=teacher.spec.builder)
+            logits = teacher.eval()(image)
+            check_logits(logits, origin=teacher.spec.builder)
+            check_not_probabilities(logits, origin=teacher.spec.builder)
     except ModelError:
         raise
     except Exception as error:  # a foreign network may raise anything

@@ -5,6 +5,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from pipeline.models.checkpoints import choose_set, fitting_sets, read_checkpoin
 from pipeline.models.files import few, load_weights, save_model
 from pipeline.models.hooks import adapt, on_outputs
 from pipeline.models.merging import Members, arrange
-from pipeline.models.segmenter import KEYS, ModelSpec, Segmenter, build_model, default_output, maps_in
-from pipeline.models.soundness import warn_of_statistics
+from pipeline.models.segmenter import KEYS, ModelSpec, Segmenter, as_logits, build_model, default_output, maps_in
+from pipeline.models.soundness import check_not_probabilities, warn_of_statistics
 from pipeline.settings import ImportSettings
 from storage.errors import ModelError, SettingsError
 from storage.progress import Progress, Step, ignore
@@ -104,6 +105,7 @@ def _classes(settings: ImportSettings, source: Source, found: Found) -> int:
         return settings.num_classes
     if count := class_count(source, found):
         return count
+    _refuse_misfit(source, found)
     if settings.class_names:
         return len(settings.class_names)
     raise SettingsError(
@@ -116,11 +118,11 @@ def class_count(source: Source, found: Found) -> int | None:
     """The number of classes that weights are for, or None if they do not say.
 
     Two networks are built that differ in nothing else. The tensors that differ in size have one row for each class.
+
+    Raises:
+        ModelError: the network cannot be built.
     """
-    try:
-        small, large = (build_network(source.builder, trial, source.arguments).state_dict() for trial in TRIALS)
-    except ModelError:
-        return None
+    small, large = (build_network(source.builder, trial, source.arguments).state_dict() for trial in TRIALS)
     best = fitting_sets(found, set(small))
     counts: Counter[int] = Counter()
     for name, tensor in (best[0].weights if best else {}).items():
@@ -130,6 +132,14 @@ def class_count(source: Source, found: Found) -> int | None:
             if (one, other) == TRIALS:
                 counts[size] += 1
     return counts.most_common(1)[0][0] if counts else None
+
+
+def _refuse_misfit(source: Source, found: Found) -> None:
+    """Refuse weights that lack tensors of the network, whatever its number of classes."""
+    network = build_network(source.builder, TRIALS[0], source.arguments)
+    sets = fitting_sets(found, set(network.state_dict()))
+    if not sets or sets[0].missing:
+        load_weights(network, sets[0].weights if sets else {}, origin=str(source.weights))
 
 
 def _spec(settings: ImportSettings, source: Source, count: int) -> ModelSpec:
@@ -179,19 +189,27 @@ def _load(model: Segmenter, settings: ImportSettings, source: Source, found: Fou
 
 
 def _refuse_count(settings: ImportSettings, source: Source, found: Found) -> None:
-    if settings.num_classes and (count := class_count(source, found)) not in (None, settings.num_classes):
+    count = None
+    with suppress(ModelError):  # the error of the weights says more
+        count = class_count(source, found)
+    if settings.num_classes and count not in (None, settings.num_classes):
         raise SettingsError(
             f"num_classes is {settings.num_classes}, but the weights have {count}; leave it out", field="num_classes"
         )
 
 
 def _tell(model: Segmenter) -> None:
-    """Log what a test pass of a model shows that the user should know."""
+    """Log what a test pass of a model shows that the user should know.
+
+    Raises:
+        ModelError: the network gives probabilities.
+    """
     spec = model.spec
     height, width = spec.image_size
     outputs: list[Any] = []
     with on_outputs(model.network, outputs.append), torch.inference_mode():
-        model.eval()(torch.full((1, 3, height, width), 0.5, device=model.device))
+        model.eval()(torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)).to(model.device))
+    check_not_probabilities(as_logits(outputs[0], spec.output), origin=spec.builder, bounded=True)
     maps = maps_in(outputs[0])
     taken = spec.output or default_output(outputs[0])
     if len(maps) > 1 and taken not in KEYS:

@@ -252,7 +252,7 @@ class Segmenter(nn.Module):
         if logits.shape[1] != self.spec.built_classes:
             raise ModelError(
                 f"{self.spec.builder} gives {logits.shape[1]} classes, but its description {self.spec.built_classes}; "
-                "correct --num-classes"
+                "correct --num-classes, or take another output by --output in dfss-import"
             )
         return merge(logits, self.spec.members)
 
