@@ -22,6 +22,8 @@ from storage.keys import all_differ
 _HASHED_AT_ONCE = 65536
 GONE = -1
 """Offset of an image that is no longer in its corpus. Its row stays, because a row is never given to another image."""
+UNKNOWN = -1
+"""The size of an image of which nothing is known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -45,7 +47,8 @@ class Manifest:
     """[N] byte offset in the tar, row number in the Parquet file, 0 for a file, :data:`GONE` for what is gone."""
 
     size: NDArray[np.int64]
-    """[N] bytes of the encoded image, -1 where unknown (Parquet)."""
+    """[N] bytes of the encoded image. Negative where these are unknown: :data:`UNKNOWN`, or less the bytes of the
+    Parquet file that holds it, which tell whether the file was replaced."""
 
     def __post_init__(self) -> None:
         """Check the lengths of the columns and the uniqueness of the keys."""

@@ -167,14 +167,15 @@ def list_parquet(corpus: Corpus, files: Files, paths: list[str], left_out: LeftO
         CorpusError: the files have no rows, or no column of images.
     """
     keys, counts, all_have_keys = list[str](), list[int](), True
-    used, faults, sound = dict[str, list[str]](), list[CorpusError](), list[str]()
+    used, faults, sound, sizes = dict[str, list[str]](), list[CorpusError](), list[str](), list[int]()
     for path in paths:
-        with of_container(files, path, UNREADABLE, left_out, faults), parquet_file(files, path) as (file, _):
+        with of_container(files, path, UNREADABLE, left_out, faults), parquet_file(files, path) as (file, size):
             images = image_column(file.schema_arrow, path, corpus.column)
             used[images] = [field.name for field in file.schema_arrow if holds_images(field.type)]
             own_keys, count = _own_keys(file, images), file.metadata.num_rows
             sound.append(path)
             counts.append(count)
+            sizes.append(size)
             all_have_keys = all_have_keys and own_keys is not None
             keys += own_keys or ()
             if count == 0:
@@ -192,7 +193,7 @@ def list_parquet(corpus: Corpus, files: Files, paths: list[str], left_out: LeftO
         sources=sources,
         source=np.repeat(np.arange(len(counts), dtype=np.int32), counts),
         offset=np.concatenate([np.arange(count, dtype=np.int64) for count in counts]),
-        size=np.full(len(keys), -1, np.int64),
+        size=np.repeat(-np.array(sizes, dtype=np.int64), counts),
     )
 
 

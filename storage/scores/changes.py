@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.manifest import GONE, Manifest
+from storage.manifest import GONE, UNKNOWN, Manifest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,7 +24,7 @@ class Changes:
     """Rows whose image is no longer in the corpus; those that were gone before are not counted again."""
 
     replaced: NDArray[np.int64]
-    """Rows whose image has another size in bytes, so that it is another image, and rows that have come back."""
+    """Rows whose image, or the Parquet file that holds it, has another size in bytes, and rows that have come back."""
 
     new: Sequence[str]
     """Keys of images that have no row."""
@@ -48,8 +48,8 @@ def compare(held: Manifest, listed: Manifest) -> Changes:
     was_gone = held.offset == GONE
     source[here] = renamed[listed.source[found[here]]]
     offset[here], size[here] = listed.offset[found[here]], listed.size[found[here]]
-    source[~here], offset[~here], size[~here] = -1, GONE, -1
-    differs = here & (held.size >= 0) & (size >= 0) & (size != held.size)
+    source[~here], offset[~here], size[~here] = -1, GONE, UNKNOWN
+    differs = here & (held.size != UNKNOWN) & (size != UNKNOWN) & (size != held.size)
     taken = np.zeros(len(listed), bool)
     taken[found[here]] = True
     return Changes(
@@ -77,4 +77,4 @@ def _places(held: Manifest, listed: Manifest) -> NDArray[np.int64]:
 def _place(manifest: Manifest, row: int) -> tuple[str, int, int]:
     source = int(manifest.source[row])
     name = manifest.sources[source] if source >= 0 else manifest.keys[row]
-    return name, int(manifest.offset[row]), int(manifest.size[row])
+    return name, int(manifest.offset[row]), max(int(manifest.size[row]), UNKNOWN)

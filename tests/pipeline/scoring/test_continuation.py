@@ -188,10 +188,28 @@ def pack(kind: str, folder: Path, images: list[tuple[str, bytes]]) -> None:
         pq.write_table(table, folder / "x.parquet", row_group_size=4)
 
 
-@pytest.mark.parametrize("kind", ["tars", "parquet"])
-def test_a_corpus_that_was_packed_anew_is_followed_and_a_replaced_image_told_by_its_content(
-    kind: str, teacher_file: Path, tmp_path: Path
+def test_the_rows_of_a_parquet_file_of_another_size_are_scored_again(
+    teacher_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    images = [(f"{index:02}.png", encoded(index)) for index in range(20)]
+    (tmp_path / "packed").mkdir()
+    pack("parquet", tmp_path / "packed", images)
+    path = Path(score(settings(tmp_path / "packed", teacher_file)).path)
+    score(settings(tmp_path / "packed", teacher_file))
+    assert "replaced" not in caplog.text
+    changed = [*images[:3], ("03.png", encoded(20) + bytes(1000)), *images[4:]]
+    pack("parquet", tmp_path / "packed", changed)
+    score(settings(tmp_path / "packed", teacher_file))
+    assert "20 of 20 were replaced since it was made" in caplog.text
+    fresh = score(settings(tmp_path / "packed", teacher_file, out=str(tmp_path / "fresh.zarr")))
+    expected = open_complete(fresh.path).column("distance")
+    np.testing.assert_array_equal(open_complete(path).column("distance"), expected)
+
+
+def test_a_corpus_that_was_packed_anew_is_followed_and_a_replaced_image_told_by_its_content(
+    teacher_file: Path, tmp_path: Path
+) -> None:
+    kind = "tars"
     size = max(len(encoded(index)) for index in range(21))
     images = [(f"{index:02}.png", padded(encoded(index), size)) for index in range(20)]
     (tmp_path / "packed").mkdir()
