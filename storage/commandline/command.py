@@ -6,6 +6,7 @@ the settings convert them, so that a wrong one is described in our own words.
 """
 
 import dataclasses
+import errno
 import importlib
 import inspect
 import logging
@@ -144,7 +145,7 @@ class OneLine:
         if isinstance(error, DFSSError):
             self._fail(str(error), error.exit_code)
         if isinstance(error, OSError):  # a full disk or a read-only folder is no bug of ours
-            self._fail(str(error), 1)
+            self._fail(f"{error}{_remedy(error)}", 1)
         if wrong_words := getattr(error, "format_message", None):  # typer's message about the command line
             self._fail(f"{wrong_words().rstrip('.')}; see {self.name} --help", 2)
         if _is_memory(error):
@@ -155,6 +156,21 @@ class OneLine:
     def _fail(self, message: str, code: int) -> NoReturn:
         sys.stderr.write(f"{self.name}: error: {printable(' '.join(message.split()))}\n")
         raise SystemExit(code) from None
+
+
+REMEDIES: dict[type[OSError], str] = {
+    FileExistsError: "a file is where a folder should be; give another path",
+    NotADirectoryError: "a file is where a folder should be; give another path",
+    IsADirectoryError: "a folder is where a file should be; give the name of a file",
+    PermissionError: "check who may write there, or give another path",
+}
+
+
+def _remedy(error: OSError) -> str:
+    """What to do about an error of the system."""
+    if error.errno == errno.ENOSPC:
+        return "; free some space, and run the same command again"
+    return next((f"; {text}" for kind, text in REMEDIES.items() if isinstance(error, kind)), "")
 
 
 def _is_memory(error: BaseException | None) -> bool:

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,11 @@ def publish(path: Path) -> Iterator[Path]:
             remove(old)
             os.replace(path, old)  # noqa: PTH105  (the name says that it replaces)
         os.replace(partial, path)  # noqa: PTH105
+    except BaseException:
+        with suppress(OSError):  # another thread may still write there; the next process removes what is left
+            remove(partial)
+        raise
     finally:
-        remove(partial)
         remove(old)
 
 

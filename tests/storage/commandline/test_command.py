@@ -49,6 +49,10 @@ def command(seen: list[Settings]) -> Command[Settings]:
             )
         if settings.store == "full":
             raise OSError(28, "No space left on device")
+        if settings.store == "file":
+            raise FileExistsError(17, "File exists", "z.zip")
+        if settings.store == "folder":
+            raise IsADirectoryError(21, "Is a directory", "again.zarr")
         seen.append(settings)
 
         if settings.store == "impatient":
@@ -167,7 +171,9 @@ def test_a_wrong_params_file_is_one_line(
     [
         (["--store", "x", "--count", "0"], 2, "--count is 0; give 1 or more"),
         (["--store", "broken"], 1, "no scores in broken; run dfss-score"),
-        (["--store", "full"], 1, "No space left on device"),
+        (["--store", "full"], 1, "No space left on device; free some space, and run the same command again"),
+        (["--store", "file"], 1, "'z.zip'; a file is where a folder should be; give another path"),
+        (["--store", "folder"], 1, "'again.zarr'; a folder is where a file should be; give the name of a file"),
         (["--store", "large"], 1, "the memory does not suffice"),
         (["--store", "larger"], 1, "the memory does not suffice"),
         (["--store", "impatient"], 130, "interrupted; what was finished is kept"),

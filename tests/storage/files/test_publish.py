@@ -42,6 +42,22 @@ def test_a_failure_keeps_the_old_one_and_leaves_nothing_behind(tmp_path: Path) -
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
 
 
+def test_what_cannot_be_removed_does_not_hide_why_the_writer_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise OSError(39, "Directory not empty", str(path))
+
+    with pytest.raises(KeyboardInterrupt), publish(tmp_path / "a.zarr") as partial:
+        partial.mkdir()
+        monkeypatch.setattr("shutil.rmtree", refuse)
+        raise KeyboardInterrupt
+    monkeypatch.undo()
+    with publish(tmp_path / "a.zarr") as partial:
+        partial.mkdir()
+    assert [file.name for file in tmp_path.iterdir()] == ["a.zarr"]
+
+
 def test_a_folder_replaces_a_full_one_and_a_killed_writers_rest(tmp_path: Path) -> None:
     path = tmp_path / "folder"
     path.mkdir()
