@@ -67,7 +67,7 @@ class ScoreSettings(Checked):
     max_pixels: Annotated[
         Count, "Do not decode images of more pixels; a JPEG counts at the fraction that it is decoded at", DATA
     ] = 89_478_485
-    failures: Annotated[str | None, "File to list all unreadable and rejected images in (tab-separated)", DATA] = None
+    failures: Annotated[Local | None, "File to list all unreadable and rejected images in (tab-separated)", DATA] = None
     min_side: Annotated[Count, "Reject images with a side shorter than this, in pixels", DATA] = 16
     limit: Annotated[Count | None, "Score only this many images, the first of the corpus", DATA] = None
     workers: Annotated[Whole, "Number of decoding threads; 0 means one per core", RUN] = 0

@@ -103,3 +103,12 @@ def test_no_number_in_a_list_or_a_mapping_may_be_nan_or_infinite(value: float) -
     for arguments in ({"width": value}, {"widths": [1.0, value]}):
         with pytest.raises(SettingsError, match="arguments .* cannot be kept in a model file"):
             TrainSettings(data="d", builder="b", arguments=arguments)
+
+
+def test_a_dash_is_no_file_to_write() -> None:
+    for make in (
+        lambda: ScoreSettings(corpus="c", teacher="t", failures="-"),
+        lambda: EvalSettings(model=["m.safetensors"], data="d", json="-"),
+    ):
+        with pytest.raises(SettingsError, match="nothing is written to standard output"):
+            make()
