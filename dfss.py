@@ -22,10 +22,12 @@ Errors are subclasses of :class:`~storage.errors.DFSSError` and of the builtin t
 import inspect
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 
@@ -297,15 +299,16 @@ def main(argv: list[str] | None = None) -> None:
     run_one_of(COMMANDS, name="dfss", version=__version__, argv=argv)
 
 
-def command() -> None:
-    """Run the console script that was called, such as ``dfss-score``.
-
-    Raises:
-        SystemExit: always, with the exit code.
-    """
+def _run(place: str, argv: list[str] | None = None) -> None:
     from storage.commandline.command import found
 
-    found(COMMANDS[Path(sys.argv[0]).stem.removeprefix("dfss-")])()
+    found(place)(argv)
+
+
+scripts = SimpleNamespace(**{place.partition(":")[2]: partial(_run, place) for place in COMMANDS.values()})
+"""The console scripts, such as ``scripts.score`` for ``dfss-score``; each takes a list of words, by default its own.
+
+They begin here, where foreign packages are noticed before they are imported."""
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +76,20 @@ def test_the_examples_in_the_docstrings_run(image_folder: Path, labelled_folder:
 def test_a_folder_of_the_users_that_hides_a_package_of_ours_is_said_in_one_line(room: str, tmp_path: Path) -> None:
     (tmp_path / room).mkdir()
     (tmp_path / room / "__init__.py").write_text("raise AssertionError('foreign code ran')")
-    (tmp_path / "dfss-score").write_text("from dfss import command\ncommand()\n")
+    (tmp_path / "dfss-score").write_text("from dfss import scripts\nscripts.score()\n")
     run = subprocess.run(
         [sys.executable, str(tmp_path / "dfss-score"), "--version"],
         capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(tmp_path)},
     )  # fmt: skip
     assert run.returncode == 1
     assert re.fullmatch(rf"dfss-score: error: package '{room}' is .*; rename it, .*PYTHONPATH\n", run.stderr)
+
+
+def test_a_console_script_takes_words_as_its_entry_point_did_before(capsys: pytest.CaptureFixture[str]) -> None:
+    scripts = {entry.name: entry for entry in entry_points(group="console_scripts") if entry.name.startswith("dfss-")}
+    assert set(scripts) == {f"dfss-{name}" for name in dfss.COMMANDS}
+    for name, script in scripts.items():
+        with pytest.raises(SystemExit) as ended:
+            script.load()(["--version"])
+        assert ended.value.code == 0
+        assert capsys.readouterr().out.startswith(f"{name} ")
